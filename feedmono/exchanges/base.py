@@ -1,0 +1,176 @@
+"""What an exchange is to the rest of feedmono: a value, without socket, clock or thread.
+
+An `Exchange` knows how its messages look. A `Session` is the state of one connection: which
+symbols were asked for, which were acknowledged, what is to be sent next. Both take bytes and
+times and give back trades, messages and events; they never wait and never do I/O, so that a
+whole recorded connection is a table in a test.
+
+Adding an exchange is adding one file here, with a class derived from `Exchange` bound to the
+module's name ``EXCHANGE``, and its block in ``etc/feedmono.conf``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from feedmono.trade import STREAM, Trade
+
+
+class Undecodable(Exception):
+    """A frame that carries no trade that could be read; its text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What one frame of the stream holds."""
+
+    trades: Sequence[Trade]
+    """Every trade of the frame, in its order."""
+    origin: int = STREAM
+    """`STREAM` or `SNAPSHOT`, the same for all trades of a frame."""
+    problems: Sequence[str] = field(default=())
+    """What of the frame could not be read (a trade without a price …), each a reason. The
+    frame goes to the dead letters as well then, and its readable trades are delivered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the exchange allows; each figure's source stands where it is set."""
+
+    symbols_per_connection: int
+    """How many symbols one connection may carry."""
+    connections: int
+    """How many connection attempts are allowed in `connections_window_s`, per address."""
+    connections_window_s: float
+
+
+# --- Events: what a session tells its connection about a frame or about time gone by.
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """The frame carries trades, or should: it belongs into the ring."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribed:
+    """The exchange acknowledged the subscription of *symbol*."""
+
+    symbol: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The exchange refused *symbol* for good; the other symbols go on."""
+
+    symbol: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """Subscriptions that were sent repeatedly and never answered: reconnect."""
+
+    symbols: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """The exchange announced that it will end this connection: reconnect."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SystemStatus:
+    """The exchange told its trading status. While *trading* is false, silence is legitimate."""
+
+    status: str
+    trading: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """A message that this exchange is not known to send: counted, kept, never fatal."""
+
+    reason: str
+
+
+Event = Data | Subscribed | Refused | Unanswered | Shutdown | SystemStatus | Unknown
+
+
+class Session(ABC):
+    """The protocol state of one connection. Not thread-safe: one thread owns it.
+
+    All times are seconds of one monotonic clock of the caller's.
+    """
+
+    path: str
+    """Path and query to open, appended to the configured ``ws_url``."""
+
+    @abstractmethod
+    def receive(self, frame: bytes, now_s: float) -> Sequence[Event]:
+        """What one frame means. Empty for what needs no action (heartbeats, pongs).
+
+        Never raises, whatever the bytes are: what can't be read is `Unknown`. Called only
+        for frames that `Exchange.is_data` does not recognize, but gives `Data` for a trade
+        message that is merely written in another order.
+        """
+
+    @abstractmethod
+    def poll(self, now_s: float) -> tuple[Sequence[str], Sequence[Event]]:
+        """The text messages that are due now (subscriptions, keep-alives), within the
+        exchange's message rate, and the events of time gone by (`Unanswered`).
+
+        The first call marks the connection as open.
+        """
+
+    @abstractmethod
+    def next_poll_s(self) -> float:
+        """When `poll` has something to do at the latest; ``math.inf`` if nothing is due."""
+
+    @property
+    @abstractmethod
+    def pending(self) -> frozenset[str]:
+        """The symbols that are neither acknowledged nor refused yet."""
+
+
+class Exchange(ABC):
+    """One exchange's public trades: its messages, its limits, its metadata. Stateless."""
+
+    name: ClassVar[str]
+    """As in the configuration, the topics and the ``exchange`` field."""
+    limits: ClassVar[Limits]
+    metadata_path: ClassVar[str]
+    """Path and query of the REST answer that `read_metadata` reads, appended to ``rest_url``."""
+    data_prefixes: ClassVar[tuple[bytes, ...]]
+    """How a frame with trades begins, as the exchange writes it today: the reader's fast test.
+    A frame that begins otherwise takes the slow way through `Session.receive`."""
+
+    @abstractmethod
+    def session(self, symbols: Sequence[str]) -> Session:
+        """A new connection's state, for at most ``limits.symbols_per_connection`` symbols."""
+
+    @abstractmethod
+    def decode(self, frame: bytes) -> Decoded:
+        """Every trade of a frame.
+
+        :raises Undecodable: it holds no readable trade. No other exception leaves it, whatever
+            the bytes are.
+        """
+
+    @abstractmethod
+    def read_metadata(self, body: bytes) -> Mapping[str, str]:
+        """Symbol → canonical symbol (``BTC/USDT``) of every market in a metadata answer.
+
+        :raises ValueError: the body is not such an answer.
+        """
+
+
+def spread(symbols: Sequence[str], per_connection: int) -> list[tuple[str, ...]]:
+    """*symbols* cut into as few connections as the limit allows, in even shares."""
+    count = -(-len(symbols) // per_connection)
+    return [tuple(symbols[i::count]) for i in range(count)]

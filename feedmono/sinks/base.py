@@ -1,0 +1,111 @@
+"""What a sink is to the serializer: it takes batches, and says how far all of it is safe.
+
+The serializer hands over one `Entry` per ring record, in the ring's order, and asks for the
+acknowledged position. A sink acknowledges an entry when its raw message *and* all its trades
+*and* its dead letter are stored for good, and a position only when every entry up to it is.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class SinkFailed(Exception):
+    """The sink can't go on in this process (a fatal producer error, a failed fsync). The
+    serializer ends; its successor starts again from the last acknowledged position."""
+
+
+class EncodedTrade(NamedTuple):
+    """A normalized trade, ready to be stored."""
+
+    symbol: str
+    body: bytes
+    """The Avro encoding of the record, without any header."""
+
+
+class Frame(NamedTuple):
+    """The exchange's exact bytes, and where they come from."""
+
+    payload: bytes
+    connection: int
+    sequence: int
+    """The ring sequence."""
+    received_ns: int
+    """Unix time in nanoseconds."""
+    origin: int
+    """Index into `feedmono.trade.ORIGINS`."""
+
+    @property
+    def tag(self) -> str:
+        """``<connection>:<sequence>:<received_ns>:<origin>``, the header ``frame``."""
+        return f"{self.connection}:{self.sequence}:{self.received_ns}:{self.origin}"
+
+
+class DeadLetter(NamedTuple):
+    """Why a frame, or a part of it, could not be handled."""
+
+    stage: str
+    """``decode``, ``normalize`` or ``sink``."""
+    reason: str
+    symbol: str | None = None
+
+
+class Entry(NamedTuple):
+    """What is to be stored for one ring record. An entry may be empty: it is then
+    acknowledged with its predecessors."""
+
+    end: int
+    """The ring position behind the record: what the sink acknowledges."""
+    frame: Frame
+    symbol: str | None = None
+    """The raw message's key: the symbol of the frame's first trade; None stores no raw
+    message."""
+    trades: Sequence[EncodedTrade] = ()
+    dead: DeadLetter | None = None
+
+
+class Sink(ABC):
+    """A place where trades are kept. Used by one thread of one process; created after the
+    fork, in the process that uses it."""
+
+    @abstractmethod
+    def open(self) -> bool:
+        """Tries to make the sink ready: connect, register, recover what a killed predecessor
+        left. False: not yet; `trouble` says why, and the caller tries again later, with
+        backoff. Never blocks longer than a few seconds.
+
+        :raises SinkFailed: trying again in this process can't help.
+        """
+
+    @abstractmethod
+    def write(self, entries: Sequence[Entry]) -> int:
+        """Takes entries in order; returns how many were taken. Fewer than all is
+        backpressure: the caller offers the rest again after a `poll`.
+
+        :raises SinkFailed: see there.
+        """
+
+    @abstractmethod
+    def poll(self, timeout_s: float) -> int | None:
+        """Makes progress for at most about *timeout_s*, and gives the `Entry.end` up to which
+        everything is stored for good; None while nothing has been acknowledged.
+
+        :raises SinkFailed: see there.
+        """
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Asks for all that was taken to be stored without waiting for company; `poll` then
+        tells when it is."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Finishes what can be finished at once (publishes files, ends connections). What is
+        not acknowledged by then stays unacknowledged."""
+
+    @property
+    @abstractmethod
+    def trouble(self) -> str:
+        """Why the sink does not move at the moment, for the operator; empty if it does."""

@@ -1,0 +1,84 @@
+"""The normalized trade, and the exact arithmetic of its decimal texts."""
+
+from __future__ import annotations
+
+import re
+from decimal import Context, Decimal
+from typing import NamedTuple
+
+BUY = 0
+"""``side`` of a trade whose taker bought: the index in the Avro enum ``TradeSide``."""
+SELL = 1
+"""``side`` of a trade whose taker sold."""
+
+STREAM = 0
+"""``origin`` of a live trade: the index in the Avro enum ``Origin``."""
+SNAPSHOT = 1
+"""``origin`` of a trade that the exchange repeats at the start of a subscription."""
+BACKFILL = 2
+"""``origin`` of a trade that was fetched by REST."""
+
+ORIGINS = ("STREAM", "SNAPSHOT", "BACKFILL")
+"""The names of the origins, in the order of the Avro enum."""
+SIDES = ("BUY", "SELL")
+"""The names of the sides, in the order of the Avro enum."""
+
+MAX_TRADE_ID = 2**63 - 1
+"""The largest trade id that fits an Avro long."""
+
+# Binance gives at most 8 + 8 decimals, Kraken the same; 48 leaves room for any
+# sane market and keeps one garbage frame from costing a megabyte of digits.
+MAX_DECIMAL_CHARS = 48
+
+_PLAIN = re.compile(r"(?:0|[1-9]\d*)(?:\.\d+)?", re.ASCII)
+_SCIENTIFIC = re.compile(r"(?:0|[1-9]\d*)(?:\.\d+)?[eE][+-]?\d{1,2}", re.ASCII)
+_EXACT = Context(prec=512)
+
+
+class Trade(NamedTuple):
+    """One public trade as its exchange told it, nothing rounded, nothing renamed."""
+
+    symbol: str
+    """The exchange's own name of the market: ``BTCUSDT``, ``BTC/USD``."""
+    trade_id: int
+    """The exchange's id, 0 … 2^63-1, rising per symbol."""
+    price: str
+    """The exchange's exact decimal text."""
+    quantity: str
+    """The exchange's exact decimal text, in units of the base asset."""
+    side: int
+    """The taker's side: `BUY` or `SELL`."""
+    time_us: int
+    """The trade's time at the exchange, Unix time in microseconds."""
+    is_buyer_maker: bool | None = None
+    buyer_order_id: int | None = None
+    seller_order_id: int | None = None
+
+
+def is_decimal(text: str) -> bool:
+    """Whether *text* is a non-negative JSON number of a sane length."""
+    return len(text) <= MAX_DECIMAL_CHARS and (
+        _PLAIN.fullmatch(text) is not None or _SCIENTIFIC.fullmatch(text) is not None
+    )
+
+
+def multiply(price: str, quantity: str) -> str:
+    """The exact product of two decimal texts, in plain notation, all its digits kept.
+
+    ``multiply("2688.30", "0.00010000")`` is ``"0.2688300000"``: as many decimals as both
+    factors have together, as `decimal.Decimal` has it.
+
+    :raises ValueError: one of them is not a decimal text.
+    """
+    if not (is_decimal(price) and is_decimal(quantity)):
+        raise ValueError(f"not a decimal number: {price[:60]!r} or {quantity[:60]!r}")
+    if "e" in price or "E" in price or "e" in quantity or "E" in quantity:
+        return format(_EXACT.multiply(Decimal(price), Decimal(quantity)), "f")
+    price_whole, _, price_decimals = price.partition(".")
+    quantity_whole, _, quantity_decimals = quantity.partition(".")
+    scale = len(price_decimals) + len(quantity_decimals)
+    digits = str(int(price_whole + price_decimals) * int(quantity_whole + quantity_decimals))
+    if not scale:
+        return digits
+    digits = digits.rjust(scale + 1, "0")
+    return f"{digits[:-scale]}.{digits[-scale:]}"
