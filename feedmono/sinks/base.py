@@ -8,7 +8,8 @@ acknowledged position. A sink acknowledges an entry when its raw message *and* a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 
@@ -66,9 +67,20 @@ class Entry(NamedTuple):
     dead: DeadLetter | None = None
 
 
+@dataclass(slots=True)
+class SinkStats:
+    """What a sink counts for the operator, since it was made."""
+
+    dead_letters: int = 0
+    errors: int = 0
+    """Failed writes, messages sent again, refusals: everything that `Sink.trouble` tells of."""
+
+
 class Sink(ABC):
     """A place where trades are kept. Used by one thread of one process; created after the
     fork, in the process that uses it."""
+
+    stats: SinkStats
 
     @abstractmethod
     def open(self) -> bool:
@@ -109,3 +121,13 @@ class Sink(ABC):
     @abstractmethod
     def trouble(self) -> str:
         """Why the sink does not move at the moment, for the operator; empty if it does."""
+
+
+class Source(ABC):
+    """Reads back what a sink of the same configuration stores."""
+
+    @abstractmethod
+    def follow(self) -> Iterator[Mapping[str, object] | None]:
+        """The normalized trades stored from now on, as their Avro records read as dicts, without
+        end. Yields None at least every half second while there is nothing, so that the caller
+        can stop."""
