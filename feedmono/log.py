@@ -7,6 +7,7 @@ of at most 4,096 bytes, so that lines of several processes on one pipe never mix
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -54,11 +55,9 @@ class _Line:
         data = message.encode("utf-8", "backslashreplace")
         if len(data) >= _LINE_BYTES:
             data = data[: _LINE_BYTES - 5] + b" ..."
-        try:
+        # Full, or whoever listened is gone: logging never stops the capture.
+        with contextlib.suppress(OSError):
             os.write(self._fd, data + b"\n")
-        except OSError:
-            # Full, or whoever listened is gone: logging never stops the capture.
-            pass
 
     debug = info = warning = error = msg
 
