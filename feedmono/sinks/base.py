@@ -48,7 +48,7 @@ class DeadLetter(NamedTuple):
     """Why a frame, or a part of it, could not be handled."""
 
     stage: str
-    """``decode``, ``normalize`` or ``sink``."""
+    """``ring``, ``decode``, ``normalize`` or ``sink``."""
     reason: str
     symbol: str | None = None
 
@@ -58,7 +58,7 @@ class Entry(NamedTuple):
     acknowledged with its predecessors."""
 
     end: int
-    """The ring position behind the record: what the sink acknowledges."""
+    """The position behind the record, rising from entry to entry: what the sink acknowledges."""
     frame: Frame
     symbol: str | None = None
     """The raw message's key: the symbol of the frame's first trade; None stores no raw
@@ -116,6 +116,11 @@ class Sink(ABC):
     def close(self) -> None:
         """Finishes what can be finished at once (publishes files, ends connections). What is
         not acknowledged by then stays unacknowledged."""
+
+    @abstractmethod
+    def wait_s(self) -> float:
+        """How long the caller may wait for new records before the next `poll`: short while
+        acknowledgements are due, a second at most when there are none."""
 
     @property
     @abstractmethod

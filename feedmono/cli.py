@@ -1,0 +1,199 @@
+"""The commands: argument parsing only, one function a command.
+
+Exit status: 0 done or stopped in order, 1 failed, 2 wrong arguments or configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from feedmono import config as configuration
+from feedmono import log as logs
+from feedmono.config import Config, ConfigError, Loaded
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; the exit status."""
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    try:
+        status: int = args.run(args)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 0
+    except BrokenPipeError:
+        # Whoever read standard output has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="feedmono",
+        description="Captures every public trade of crypto exchanges into Kafka or Avro files.",
+    )
+    parser.add_argument("--version", action="version", version=f"feedmono {version('feedmono')}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    run = _command(commands, "run", _run, "capture trades until stopped")
+    run.add_argument(
+        "--demo", action="store_true", help="from simulated exchanges, into files; no network"
+    )
+    run.add_argument("--for", dest="for_s", type=_duration, metavar="5m", help="stop after so long")
+
+    check = _command(commands, "check", _check, "validate and show the configuration")
+    check.add_argument(
+        "--online", action="store_true", help="try the exchanges, the broker and the registry too"
+    )
+    check.add_argument("--format", choices=("table", "json"), default="table")
+
+    status = _command(commands, "status", _status, "how the running instance does")
+    status.add_argument("--format", choices=("table", "json"), default="table")
+
+    tail = _command(commands, "tail", _tail, "trades as they are stored")
+    tail.add_argument("exchange", nargs="?", metavar="EXCHANGE")
+    tail.add_argument("symbol", nargs="?", metavar="SYMBOL")
+    tail.add_argument("--format", choices=("text", "json"), default="text")
+
+    sim = commands.add_parser(
+        "sim", help="a stand-in exchange on a loopback port", description="A stand-in exchange."
+    )
+    # The simulator's own libraries are not for those who only capture.
+    from feedmono.simulator import cli as simulator  # noqa: PLC0415
+
+    simulator.add_arguments(sim)
+    sim.set_defaults(run=simulator.run)
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: object,
+    text: str,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="configuration (HOCON)")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _duration(text: str) -> float:
+    try:
+        duration_s = configuration.parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if duration_s <= 0:
+        raise argparse.ArgumentTypeError("must be longer than nothing")
+    return duration_s
+
+
+def _load(args: argparse.Namespace, overrides: Mapping[str, str] | None = None) -> Loaded:
+    return configuration.load(args.config, os.environ, overrides or {})
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.demo:
+        return _demo(args)
+    return _capture(_load(args).config, args.for_s)
+
+
+def _capture(config: Config, for_s: float | None) -> int:
+    from feedmono.supervisor import Display, Supervisor  # noqa: PLC0415
+
+    display = Display()
+    if sys.stdout.isatty():
+        from feedmono.table import LiveTable  # noqa: PLC0415
+
+        display = LiveTable()
+    logs.configure(config.log.level, config.log.format, display.log_fd)
+    try:
+        return Supervisor(config, logs.get(), display).run(for_s)
+    finally:
+        display.close()
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from feedmono import demo  # noqa: PLC0415
+
+    # First without the simulators: a mistake in the configuration is told at once.
+    config = _load(args, demo.overrides(os.environ)).config
+    try:
+        demo.empty(config)
+        simulators = demo.start()
+    except demo.DemoError as error:
+        print(f"feedmono: {error}", file=sys.stderr)
+        return 1
+    try:
+        overrides = {**demo.overrides(os.environ), **simulators.overrides}
+        status = _capture(_load(args, overrides).config, args.for_s)
+    finally:
+        simulators.stop()
+    print(demo.summary(config))
+    return status
+
+
+def _check(args: argparse.Namespace) -> int:
+    from feedmono import check  # noqa: PLC0415
+
+    loaded = _load(args)
+    print(check.render(loaded, args.format))
+    if not args.online:
+        return 0
+    from feedmono import probes  # noqa: PLC0415
+
+    results = probes.probe(loaded.config)
+    print(check.render_probes(results, args.format))
+    return 0 if all(result.ok for result in results) else 1
+
+
+def _status(args: argparse.Namespace) -> int:
+    from feedmono import supervisor  # noqa: PLC0415
+
+    config = _load(args).config
+    try:
+        state = supervisor.state_of(config.state_dir)
+    except ValueError as error:
+        print(f"feedmono: {config.state_dir}: {error}", file=sys.stderr)
+        return 1
+    if state is None:
+        print(f"feedmono: nothing runs on state_dir {config.state_dir}", file=sys.stderr)
+        return 1
+    if args.format == "json":
+        print(state.to_json())
+        return 0
+    from rich.console import Console  # noqa: PLC0415
+
+    from feedmono import table  # noqa: PLC0415
+
+    console = Console()
+    console.print(table.render(state))
+    console.print()
+    console.print(table.budgets(state))
+    return 0
+
+
+def _tail(args: argparse.Namespace) -> int:
+    from feedmono import tail  # noqa: PLC0415
+
+    config = _load(args).config
+    known = [e.name for e in config.enabled_exchanges]
+    if args.exchange is not None and args.exchange not in known:
+        print(
+            f"feedmono: no exchange {args.exchange!r} is enabled; there are {', '.join(known)}",
+            file=sys.stderr,
+        )
+        return 2
+    show = tail.as_json if args.format == "json" else tail.as_text
+    wanted = [args.exchange] if args.exchange else known
+    for trade in tail.follow(config, wanted, args.symbol):
+        print(show(trade), flush=True)
+    return 0

@@ -1,0 +1,145 @@
+"""The page of counters that one exchange's workers write and everyone else reads.
+
+A memory-mapped file of 64-bit words beside the ring. Each word has one writing process; a reader
+sees each word whole, but not several at one moment. Totals outlive a worker: its successor goes
+on counting. The supervisor makes a fresh page when it starts.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from bisect import bisect_left
+from enum import IntEnum, auto
+from pathlib import Path
+from typing import Final
+
+
+class _FromZero(IntEnum):
+    @staticmethod
+    def _generate_next_value_(name: str, start: int, count: int, last_values: list[int]) -> int:
+        return count
+
+
+class Field(_FromZero):
+    """One word each. Written by the reader process:"""
+
+    FRAMES = auto()
+    """Messages that went into the ring."""
+    BYTES = auto()
+    """Bytes off the sockets."""
+    RECONNECTS = auto()
+    """Connections that were lost or replaced."""
+    UNKNOWN_MESSAGES = auto()
+    RING_FULL = auto()
+    """How often a connection found the ring full and stopped reading."""
+    CONNECTIONS = auto()
+    """How many connections there are to be."""
+    CONNECTED = auto()
+    """How many are open, subscribed and not stale."""
+    SUBSCRIBED = auto()
+    """Symbols that the exchange acknowledged on the open connections."""
+    REFUSED = auto()
+    """Symbols that it refused."""
+
+    # Written by the serializer:
+    TRADES = auto()
+    """Trades handed to the sink."""
+    DELIVERED_TRADES = auto()
+    """Trades that the sink acknowledged."""
+    DUPLICATES = auto()
+    """Trades that were dropped because they had been handed to the sink before."""
+    DEAD_LETTERS = auto()
+    SINK_ERRORS = auto()
+    DAMAGED_RECORDS = auto()
+    """Places of the ring that could not be read."""
+    LAST_TRADE_NS = auto()
+    """When the last frame with a new trade came off its socket, Unix time."""
+    SINK_READY = auto()
+    """1 while the sink takes entries."""
+
+
+class Histogram(_FromZero):
+    """What is counted by duration, by the serializer."""
+
+    RECEIVE = auto()
+    """Exchange time → socket, of live trades. The two clocks may disagree: a negative duration
+    counts as the shortest."""
+    RING = auto()
+    """Socket → serializer."""
+    DELIVERY = auto()
+    """Socket → acknowledged by the sink."""
+
+
+BOUNDS_S: Final = (
+    0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15,
+    0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 30.0, 60.0, 300.0, 3600.0,
+)  # fmt: skip
+"""Upper bounds of a histogram's buckets; the last bucket has none."""
+
+_BUCKETS: Final = len(BOUNDS_S) + 1
+_HISTOGRAMS_AT: Final = 64
+_WORDS: Final = 512
+assert len(Field) <= _HISTOGRAMS_AT
+assert _HISTOGRAMS_AT + len(Histogram) * _BUCKETS <= _WORDS
+
+
+class Counters:
+    """The page. Word stores are atomic; `add` is not: one thread, or a lock, per field."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens an existing page.
+
+        :raises OSError: there is none.
+        """
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            self._map = mmap.mmap(fd, _WORDS * 8)
+        finally:
+            os.close(fd)
+        self._words = memoryview(self._map).cast("Q")
+
+    @classmethod
+    def create(cls, path: Path) -> Counters:
+        """A page of zeroes; an older one of that name is replaced."""
+        fresh = path.with_name(path.name + ".new")
+        fresh.write_bytes(bytes(_WORDS * 8))
+        fresh.chmod(0o644)
+        fresh.rename(path)
+        return cls(path)
+
+    def __getitem__(self, field: Field) -> int:
+        return self._words[field]
+
+    def __setitem__(self, field: Field, value: int) -> None:
+        self._words[field] = value
+
+    def add(self, field: Field, amount: int = 1) -> None:
+        self._words[field] += amount
+
+    def observe(self, histogram: Histogram, duration_s: float, times: int = 1) -> None:
+        """Counts a duration in its bucket."""
+        at = _HISTOGRAMS_AT + histogram * _BUCKETS
+        self._words[at + bisect_left(BOUNDS_S, duration_s)] += times
+
+    def buckets(self, histogram: Histogram) -> tuple[int, ...]:
+        """The counts of all buckets, the boundless one last."""
+        at = _HISTOGRAMS_AT + histogram * _BUCKETS
+        return tuple(self._words[at : at + _BUCKETS])
+
+
+def quantile(buckets: tuple[int, ...], share: float) -> float | None:
+    """The duration in seconds below which that share of the observations lies, interpolated
+    within its bucket; None without any observation."""
+    total = sum(buckets)
+    if not total:
+        return None
+    wanted = share * total
+    below = 0
+    for i, count in enumerate(buckets):
+        if count and below + count >= wanted:
+            lower = BOUNDS_S[i - 1] if i else 0.0
+            upper = BOUNDS_S[min(i, len(BOUNDS_S) - 1)]
+            return lower + (upper - lower) * (wanted - below) / count
+        below += count
+    return BOUNDS_S[-1]

@@ -1,0 +1,148 @@
+"""``feedmono run --demo``: both exchanges from simulators, into Avro files, nothing else needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from feedmono import exchanges, serializer, statelock, workers
+from feedmono.config import Config
+from feedmono.sinks.files import count_trades
+
+# What the demo has instead of the other defaults, and the variable that beats it.
+_DEFAULTS = {
+    "state_dir": ("FEEDMONO_STATE_DIR", "var/demo"),
+    "files.dir": ("FEEDMONO_FILES_DIR", "data/demo"),
+    "sink": ("FEEDMONO_SINK", "files"),
+}
+# In each folder that a demo made: what has no such file is not the demo's to empty.
+_MARK = ".feedmono-demo"
+_READY_LIMIT_S = 15.0
+_END_LIMIT_S = 5.0
+
+
+class DemoError(Exception):
+    """The demo can't start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Simulators:
+    """The simulators' processes and where they listen."""
+
+    processes: tuple[subprocess.Popen[bytes], ...]
+    overrides: Mapping[str, str]
+    """Configuration keys that point feedmono at them."""
+
+    def stop(self) -> None:
+        for process in self.processes:
+            process.terminate()
+        for process in self.processes:
+            try:
+                process.wait(_END_LIMIT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def start() -> Simulators:
+    """A simulator per exchange, on free loopback ports; they end with this process.
+
+    :raises DemoError: one did not start.
+    """
+    processes: list[subprocess.Popen[bytes]] = []
+    urls: dict[str, str] = {}
+    for name in exchanges.names():
+        command = [sys.executable, "-m", "feedmono", "sim", "--exchange", name, "--port", "0"]
+        process = subprocess.Popen(
+            [*command, "--demo", "--stop-with-parent"],
+            stdout=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            # Ctrl-C reaches this process alone, which stops the capture first.
+            start_new_session=True,
+        )
+        processes.append(process)
+    simulators = Simulators(tuple(processes), urls)
+    try:
+        for name, process in zip(exchanges.names(), processes, strict=True):
+            ready = _ready(name, process)
+            urls[f"exchanges.{name}.ws_url"] = str(ready["ws_url"])
+            urls[f"exchanges.{name}.rest_url"] = str(ready["rest_url"])
+    except DemoError:
+        simulators.stop()
+        raise
+    return simulators
+
+
+def _ready(name: str, process: subprocess.Popen[bytes]) -> Mapping[str, object]:
+    assert process.stdout is not None
+    ready, _, _ = select.select([process.stdout], [], [], _READY_LIMIT_S)
+    line = process.stdout.readline() if ready else b""
+    try:
+        urls = json.loads(line)
+    except ValueError:
+        urls = None
+    if not isinstance(urls, dict):
+        raise DemoError(f"the simulator of {name} did not start (it printed {line[:200]!r})")
+    return urls
+
+
+def overrides(environ: Mapping[str, str]) -> dict[str, str]:
+    """Configuration keys that the demo sets, but for those that a variable sets."""
+    return {key: value for key, (name, value) in _DEFAULTS.items() if name not in environ}
+
+
+def empty(config: Config) -> None:
+    """Removes what an earlier demo left: its rings, its state, its files.
+
+    :raises DemoError: a demo runs there, or a folder holds something else than a demo's.
+    """
+    pid = statelock.holder(config.state_dir)
+    if pid is not None:
+        raise DemoError(f"{config.state_dir} is in use by process {pid}")
+    folders = [config.state_dir] + ([config.files.dir] if config.sink == "files" else [])
+    for folder in folders:
+        if folder.exists() and any(folder.iterdir()) and not (folder / _MARK).exists():
+            raise DemoError(
+                f"{folder} holds something else than a demo's files: the demo would empty it. "
+                "Set another folder, or remove it yourself"
+            )
+    for exchange in config.enabled_exchanges:
+        shared = workers.Shared.of(config, exchange.name)
+        for path in (shared.ring, *serializer.aside(shared.ring)):
+            path.unlink(missing_ok=True)
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _MARK).touch()
+
+
+def summary(config: Config) -> str:
+    """Where the files are, how many trades they hold, and how to look at them."""
+    lines = ["", "The demo's trades:"]
+    example: Path | None = None
+    for exchange in config.enabled_exchanges:
+        folder = config.files.dir / exchange.name
+        files = sorted(folder.glob("trades-*.avro"))
+        count = count_trades(config.files.dir, exchange.name)
+        lines.append(f"  {exchange.name:<10} {count:>9,} trades in {_shown(folder)}")
+        example = example or (files[0] if files else None)
+    if example:
+        lines += [
+            "",
+            "Look at them with any Avro tool:",
+            f"  {_shown(Path(sys.executable).with_name('fastavro'))} {_shown(example)} | head -n 3",
+        ]
+    return "\n".join(lines)
+
+
+def _shown(path: Path) -> str:
+    """Relative to the current folder where that is shorter."""
+    relative = os.path.relpath(path)
+    return relative if len(relative) < len(str(path)) else str(path)

@@ -1,0 +1,175 @@
+"""The reader process: an exchange's connections, a thread each, into the ring."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from feedmono import metadata, ring, ring_layout, workers
+from feedmono.config import Config
+from feedmono.connection import Connection, State
+from feedmono.counters import Counters, Field
+from feedmono.exchanges import load
+from feedmono.exchanges.base import spread
+from feedmono.limiter import AttemptLimiter
+from feedmono.log import Log
+
+# How long the connections may take to say goodbye; their sockets have shorter limits.
+_STOP_LIMIT_S = 5.0
+
+
+class Process:
+    """The reader process of one exchange, from its fork to its end.
+
+    Its threads share the ring, the counters and the note; one lock guards the last two.
+    """
+
+    def __init__(self, config: Config, name: str, wake_fd: int, log: Log) -> None:
+        self._exchange_config = config.exchanges[name]
+        self._shared = workers.Shared.of(config, name)
+        self._exchange = load(name)
+        self._ring = ring.RingWriter(self._shared.ring)
+        self._counters = Counters(self._shared.counters)
+        self._wake_fd = wake_fd
+        self._log = log
+        self._lock = threading.Lock()
+        self._states: dict[int, State] = {}
+        self._subscribed: dict[int, set[str]] = {}
+        self._refused: dict[str, str] = {}
+        self._stop = threading.Event()
+        limiter = AttemptLimiter(self._shared.attempts, self._exchange.limits, log)
+        shares = spread(self._exchange_config.symbols, self._exchange.limits.symbols_per_connection)
+        self._connections = [
+            Connection(
+                number,
+                self._exchange,
+                symbols,
+                self._exchange_config.ws_url,
+                config.connections,
+                limiter,
+                self._deliver,
+                self,
+                log.bind(connection=number),
+                random=random.Random(),
+            )
+            for number, symbols in enumerate(shares)
+        ]
+
+    def run(self) -> int:
+        """Serves until SIGTERM; the exit status."""
+        # Before the first thread, so that every thread has it blocked and `sigwait` gets it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        for field in (Field.CONNECTED, Field.SUBSCRIBED, Field.REFUSED):
+            self._counters[field] = 0
+        self._counters[Field.CONNECTIONS] = len(self._connections)
+        self._publish()
+        threads = [self._thread(c.run, f"connection-{c.number}") for c in self._connections]
+        self._thread(self._keep_metadata, "metadata", wait_for=False)
+        signal.sigwait({signal.SIGTERM})
+        self._stop.set()
+        for connection in self._connections:
+            connection.stop()
+        deadline_s = time.monotonic() + _STOP_LIMIT_S
+        for thread in threads:
+            thread.join(max(0.0, deadline_s - time.monotonic()))
+        late = [thread.name for thread in threads if thread.is_alive()]
+        if late:
+            self._log.warning("connections did not end in time", threads=late)
+        self._counters[Field.CONNECTED] = 0
+        return 0
+
+    def _thread(
+        self, target: Callable[[], None], name: str, wait_for: bool = True
+    ) -> threading.Thread:
+        def run() -> None:
+            try:
+                target()
+            except BaseException as error:
+                # Half a reader is worse than none: the supervisor starts a whole one.
+                self._log.error("reader failed", thread=name, error=repr(error), exc_info=True)
+                os._exit(1)
+
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        thread.start()
+        return thread
+
+    def _keep_metadata(self) -> None:
+        metadata.keep_fetched(
+            self._exchange,
+            self._exchange_config,
+            self._shared.metadata,
+            self._stop.wait,
+            self._log,
+        )
+
+    def _deliver(
+        self, frames: Sequence[bytes], connection: int, received_ns: int, binary: bool
+    ) -> int:
+        flags = ring_layout.BINARY if binary else 0
+        taken = self._ring.append(frames, ring_layout.FRAME, connection, received_ns, flags)
+        if taken:
+            os.eventfd_write(self._wake_fd, 1)
+            with self._lock:
+                self._counters.add(Field.FRAMES, taken)
+        return taken
+
+    # What the connections report, each from its own thread: `feedmono.connection.Report`.
+
+    def state(self, number: int, state: State) -> None:
+        with self._lock:
+            self._states[number] = state
+            if state is not State.FLOWING:
+                self._subscribed.pop(number, None)
+            flowing = sum(s is State.FLOWING for s in self._states.values())
+            self._counters[Field.CONNECTED] = flowing
+            self._count_symbols()
+
+    def received(self, size_bytes: int) -> None:
+        with self._lock:
+            self._counters.add(Field.BYTES, size_bytes)
+
+    def reconnect(self, number: int, reason: str) -> None:
+        with self._lock:
+            self._counters.add(Field.RECONNECTS)
+
+    def subscribed(self, number: int, symbol: str) -> None:
+        with self._lock:
+            self._subscribed.setdefault(number, set()).add(symbol)
+            cleared = self._refused.pop(symbol, None)
+            self._count_symbols()
+            if cleared is not None:
+                self._publish()
+
+    def refused(self, number: int, symbol: str, reason: str) -> None:
+        with self._lock:
+            if self._refused.get(symbol) != reason:
+                self._refused[symbol] = reason
+                self._publish()
+            self._count_symbols()
+
+    def unknown(self, number: int, reason: str) -> None:
+        with self._lock:
+            self._counters.add(Field.UNKNOWN_MESSAGES)
+
+    def ring_full(self, number: int) -> None:
+        with self._lock:
+            self._counters.add(Field.RING_FULL)
+
+    def _count_symbols(self) -> None:
+        self._counters[Field.SUBSCRIBED] = sum(map(len, self._subscribed.values()))
+        self._counters[Field.REFUSED] = len(self._refused)
+
+    def _publish(self) -> None:
+        workers.publish(self._shared.reader_note, {"refused": dict(self._refused)})
+
+
+def main(config: Config, name: str, wake_fd: int, log: Log) -> int:
+    """The reader process of the exchange *name*: the exit status.
+
+    :param wake_fd: the eventfd that wakes the serializer, written after each append.
+    """
+    return Process(config, name, wake_fd, log).run()

@@ -1,0 +1,538 @@
+"""The ring: the one log between a reader process and its serializer, in shared memory.
+
+One process appends (its threads share a lock), one reads and acknowledges. The ring is a
+memory-mapped file, so it outlives both, and the supervisor. `feedmono.ring_layout` draws it.
+
+Promises, and what they rest on:
+
+- What `RingWriter.append` has taken is read exactly once by one `RingReader`, in order, and again
+  by its successor unless it was acknowledged. Records are written first, then *one* cursor word is
+  stored: a writer killed at any point leaves all of a batch or nothing.
+- *Full* is a return value. Nothing is overwritten before it was acknowledged.
+- A record that was damaged is never handed out: what is intact behind it is, and the damage is
+  reported (`RingReader.damage`).
+
+CPython issues no memory barrier for the cursor's store. x86 keeps the order of stores; elsewhere
+the reader may see the cursor before the record. The crc finds that, and the reader looks again.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from feedmono import ring_layout as layout
+from feedmono.ring_layout import (
+    ACKNOWLEDGED_WORD,
+    COMMITTED_WORD,
+    HEADER_BYTES,
+    NEXT_SEQUENCE_WORD,
+    PAD,
+    RECORD,
+    RECORD_BYTES,
+    RECORD_FRONT,
+    RECORD_REST,
+    Record,
+    cursor_position,
+    cursor_word,
+    record_bytes,
+)
+
+# How often a record that does not fit its crc is looked at again before it counts as damaged:
+# the caller waits some milliseconds between two looks, a store is visible within a microsecond.
+_LOOKS = 3
+
+
+class RingError(Exception):
+    """A ring that can't be made or opened; its text says what to do."""
+
+
+class ForeignRingError(RingError):
+    """A file that is no ring of this layout version, or whose header is damaged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """A part of the ring that could not be read."""
+
+    position: int
+    payload: bytes
+    """The damaged bytes, cut to 64 KiB."""
+    lost_bytes: int
+    lost_records: int | None
+    """None if nothing intact is behind it."""
+
+
+def boot_id() -> bytes:
+    """The 16 bytes that change with each start of the machine; zeroes where there are none."""
+    try:
+        return bytes.fromhex(
+            Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip().replace("-", "")
+        )
+    except (OSError, ValueError):
+        return bytes(16)
+
+
+def create(path: Path, capacity_bytes: int, first_sequence: int | None = None) -> None:
+    """Makes an empty ring with all its space reserved; *path* must not exist.
+
+    :param first_sequence: the ring's identity; the Unix time in microseconds if it is None.
+    :raises RingError: there is no room or no right for it.
+    """
+    if not layout.MIN_CAPACITY_BYTES <= capacity_bytes <= layout.MAX_CAPACITY_BYTES:
+        raise RingError(f"ring {path}: capacity {capacity_bytes} B is out of range")
+    capacity_bytes = (capacity_bytes + 4095) & -4096
+    if first_sequence is None:
+        first_sequence = time.time_ns() // 1000
+    fresh = path.with_name(path.name + ".new")
+    try:
+        fresh.unlink(missing_ok=True)
+        fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            # A sparse file on a full tmpfs would die by SIGBUS later.
+            os.posix_fallocate(fd, 0, HEADER_BYTES + capacity_bytes)
+            os.pwrite(fd, _static(capacity_bytes, first_sequence), 0)
+            words = ((COMMITTED_WORD, cursor_word(0)), (ACKNOWLEDGED_WORD, cursor_word(0)))
+            for word, value in (*words, (NEXT_SEQUENCE_WORD, first_sequence)):
+                os.pwrite(fd, value.to_bytes(8, "little"), word * 8)
+        finally:
+            os.close(fd)
+        os.rename(fresh, path)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        raise RingError(_no_room(path, capacity_bytes, error)) from error
+
+
+def _static(capacity_bytes: int, first_sequence: int) -> bytes:
+    tail = (capacity_bytes, first_sequence, boot_id(), time.time_ns(), 0)
+    crc = zlib.crc32(layout.STATIC.pack(layout.MAGIC, layout.VERSION, 0, *tail))
+    return layout.STATIC.pack(layout.MAGIC, layout.VERSION, crc, *tail)
+
+
+def _no_room(path: Path, capacity_bytes: int, error: OSError) -> str:
+    text = f"ring {path}: can't reserve {capacity_bytes >> 10} KiB: {error.strerror}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        try:
+            free = os.statvfs(path.parent)
+            text += f", {free.f_bavail * free.f_frsize >> 10} KiB are free"
+        except OSError:
+            pass
+        text += "; make room, or set a smaller ring_capacity or another ring_dir"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EROFS):
+        text += "; ring_dir must be a folder that this user may write to"
+    return text
+
+
+class Ring:
+    """The mapped file, to be looked at; what writer and reader share."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise RingError(f"ring {path}: can't open it: {error.strerror}") from error
+        try:
+            size_bytes = os.fstat(fd).st_size
+            if size_bytes < HEADER_BYTES:
+                raise ForeignRingError(f"ring {path}: {size_bytes} B is too short for a ring")
+            self._map = mmap.mmap(fd, size_bytes)
+        finally:
+            os.close(fd)
+        fields = layout.STATIC.unpack_from(self._map)
+        magic, version, crc, capacity, first, boot, created, zero = fields
+        fields = (magic, version, 0, capacity, first, boot, created, zero)
+        if magic != layout.MAGIC:
+            raise ForeignRingError(f"ring {path}: this is no ring")
+        if version != layout.VERSION:
+            raise ForeignRingError(f"ring {path}: layout {version}, known is {layout.VERSION}")
+        if zlib.crc32(layout.STATIC.pack(*fields)) != crc:
+            raise ForeignRingError(f"ring {path}: its header is damaged")
+        if size_bytes != HEADER_BYTES + capacity:
+            raise ForeignRingError(f"ring {path}: {size_bytes} B are not header and {capacity} B")
+        self.capacity_bytes: int = capacity
+        self.first_sequence: int = first
+        self.same_boot: bool = boot == boot_id()
+        self._view = memoryview(self._map)
+        self._words = self._view.cast("Q")
+        self._recover_cursors()
+
+    def _recover_cursors(self) -> None:
+        """Settles what the two cursors say; see `ForeignRingError` for what can't be settled."""
+        committed = cursor_position(self._words[COMMITTED_WORD])
+        acknowledged = cursor_position(self._words[ACKNOWLEDGED_WORD])
+        if committed is None and acknowledged is None:
+            raise ForeignRingError(f"ring {self.path}: both cursors are damaged")
+        if committed is None:
+            assert acknowledged is not None
+            committed = self._walk(acknowledged, acknowledged + self.capacity_bytes)[0]
+            self._words[COMMITTED_WORD] = cursor_word(committed)
+        if acknowledged is None:
+            # Everything that may still be there; `RingReader` finds where a record begins.
+            acknowledged = max(0, committed - self.capacity_bytes)
+            self._words[ACKNOWLEDGED_WORD] = cursor_word(acknowledged)
+        if not 0 <= committed - acknowledged <= self.capacity_bytes:
+            raise ForeignRingError(
+                f"ring {self.path}: acknowledged {acknowledged} and committed {committed} B "
+                "do not fit together"
+            )
+
+    def _walk(self, position: int, limit: int) -> tuple[int, int | None]:
+        """From a record's start over intact records with rising sequences: where they end, at
+        most at *limit*, and the last one's sequence."""
+        last: int | None = None
+        while position < limit:
+            record = self._record(position, limit)
+            if record is None or (last is not None and record.sequence <= last):
+                break
+            if record.kind != PAD:
+                last = record.sequence
+            position = record.end
+        return position, last
+
+    def _record(self, position: int, limit: int) -> Record | None:
+        """The intact record at *position*, a `PAD` for the end of a lap; None if damaged."""
+        offset = position % self.capacity_bytes
+        left = self.capacity_bytes - offset
+        if left < RECORD_BYTES:
+            return Record(position + left, 1 << 64, 0, 0, PAD, 0, b"")
+        at = HEADER_BYTES + offset
+        size, crc, sequence, received_ns, connection, kind, flags, _ = RECORD.unpack_from(
+            self._map, at
+        )
+        end = position + record_bytes(size)
+        if size > left - RECORD_BYTES or end > limit or kind not in layout.KINDS:
+            return None
+        body = b"" if kind == PAD else self._map[at + RECORD_BYTES : at + RECORD_BYTES + size]
+        if zlib.crc32(body, zlib.crc32(self._map[at + 8 : at + RECORD_BYTES])) != crc:
+            return None
+        return Record(end, sequence, received_ns, connection, kind, flags, body)
+
+    @property
+    def committed(self) -> int:
+        """The position up to which records are there."""
+        return self._words[COMMITTED_WORD] & 0xFFFF_FFFF_FFFF
+
+    @property
+    def acknowledged(self) -> int:
+        """The position up to which the space may be used again."""
+        return self._words[ACKNOWLEDGED_WORD] & 0xFFFF_FFFF_FFFF
+
+    @property
+    def used_bytes(self) -> int:
+        return self.committed - self.acknowledged
+
+    def close(self) -> None:
+        self._words.release()
+        self._view.release()
+        self._map.close()
+
+
+class RingWriter(Ring):
+    """Appends. One process at a time; its threads may share the object."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens the ring and goes on behind its last committed record.
+
+        :raises ForeignRingError: this is no ring, or a damaged one.
+        :raises RingError: it can't be opened.
+        """
+        super().__init__(path)
+        self._lock = threading.Lock()
+        self._max_payload_bytes = layout.max_payload_bytes(self.capacity_bytes)
+        self._room_bytes = self.capacity_bytes - layout.reserve_bytes(self.capacity_bytes)
+        self._position = self.committed
+        end, last = self._walk(self.acknowledged, self._position)
+        sequence = self._words[NEXT_SEQUENCE_WORD]
+        if last is not None:
+            sequence = max(sequence, last + 1) if end < self._position else last + 1
+        if end < self._position or not self.same_boot:
+            # Damaged records hide the last sequence; the time is above every one ever given.
+            sequence = max(sequence, time.time_ns() // 1000)
+        if sequence > time.time_ns() // 1000 + (1 << 42):  # 50 days ahead: a damaged word
+            sequence = time.time_ns() // 1000
+        self._sequence = max(sequence, self.first_sequence)
+        self._words[NEXT_SEQUENCE_WORD] = self._sequence
+
+    @property
+    def next_sequence(self) -> int:
+        """What the next record gets."""
+        return self._sequence
+
+    def append(
+        self,
+        payloads: Sequence[bytes],
+        kind: int,
+        connection: int,
+        received_ns: int,
+        flags: int = 0,
+    ) -> int:
+        """Appends records in order, visible all at once; returns how many fitted.
+
+        Fewer than all: the ring is full. Events may use the room that frames leave to them.
+
+        :raises ValueError: a payload above `feedmono.ring_layout.max_payload_bytes`.
+        """
+        with self._lock:
+            return self._append(payloads, kind, connection, received_ns, flags)
+
+    def _append(
+        self, payloads: Sequence[bytes], kind: int, connection: int, received_ns: int, flags: int
+    ) -> int:
+        capacity = self.capacity_bytes
+        position = self._position
+        sequence = self._sequence
+        limit = self.acknowledged + (capacity if kind == layout.EVENT else self._room_bytes)
+        parts: list[bytes] = []
+        start = position
+        crc32, pack_rest, pack_front = zlib.crc32, RECORD_REST.pack, RECORD_FRONT.pack
+        taken = 0
+        for payload in payloads:
+            size = len(payload)
+            total = (RECORD_BYTES + size + 7) & -8
+            left = capacity - position % capacity
+            if size > self._max_payload_bytes:
+                raise ValueError(f"{size} B are too large for ring {self.path}")
+            if total > left:
+                if position + left + total > limit:
+                    break
+                self._store(start, parts)
+                start = self._pad(position, left, sequence)
+                position = start
+                parts = []
+            elif position + total > limit:
+                break
+            rest = pack_rest(sequence, received_ns, connection, kind, flags, 0)
+            parts.append(pack_front(size, crc32(payload, crc32(rest))))
+            parts.append(rest)
+            parts.append(payload)
+            if total - RECORD_BYTES != size:
+                parts.append(bytes(total - RECORD_BYTES - size))
+            position += total
+            sequence += 1
+            taken += 1
+            if total == left:  # exactly the end of the lap
+                self._store(start, parts)
+                start, parts = position, []
+        if taken:
+            self._store(start, parts)
+            self._commit(position, sequence)
+        return taken
+
+    def _store(self, position: int, parts: list[bytes]) -> None:
+        data = b"".join(parts)
+        at = HEADER_BYTES + position % self.capacity_bytes
+        self._map[at : at + len(data)] = data
+
+    def _pad(self, position: int, left: int, sequence: int) -> int:
+        """Fills the end of a lap; returns the position behind it."""
+        if left >= RECORD_BYTES:
+            rest = RECORD_REST.pack(sequence, 0, 0, PAD, 0, 0)
+            front = RECORD_FRONT.pack(left - RECORD_BYTES, zlib.crc32(rest))
+            at = HEADER_BYTES + position % self.capacity_bytes
+            self._map[at : at + RECORD_BYTES] = front + rest
+        return position + left
+
+    def _commit(self, position: int, sequence: int) -> None:
+        # The sequence first: killed in between, a number is skipped; the other way round one
+        # would be given twice.
+        self._words[NEXT_SEQUENCE_WORD] = sequence
+        self._words[COMMITTED_WORD] = cursor_word(position)
+        self._position = position
+        self._sequence = sequence
+
+
+class RingReader(Ring):
+    """Reads and acknowledges. One thread of one process at a time."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens the ring at its acknowledged position.
+
+        :raises ForeignRingError: this is no ring, or a damaged one.
+        :raises RingError: it can't be opened.
+        """
+        super().__init__(path)
+        self.damage: list[Damage] = []
+        """What could not be read, oldest first; the caller takes it out."""
+        self._position = self.acknowledged
+        self._last_sequence = 0
+        self._looks = 0
+
+    @property
+    def position(self) -> int:
+        """Where the next `read` begins."""
+        return self._position
+
+    def read(self, max_records: int, max_bytes: int) -> list[Record]:
+        """The next committed records, at most so many and, but for the first, at most about so
+        many bytes. Empty if there is none yet: wait some milliseconds before the next call."""
+        committed = cursor_position(self._words[COMMITTED_WORD])
+        if committed is None:
+            return []
+        limit = min(committed, self._position + max_bytes)
+        records: list[Record] = []
+        position, last = self._position, self._last_sequence
+        while position < committed and len(records) < max_records:
+            if position >= limit and records:
+                break
+            record = self._record(position, committed)
+            if record is None or record.sequence <= last:
+                if not records:
+                    position, last = self._doubt(position, last, committed)
+                break
+            position = record.end
+            self._looks = 0
+            if record.kind != PAD:
+                last = record.sequence
+                records.append(record)
+        self._position, self._last_sequence = position, last
+        return records
+
+    def _doubt(self, position: int, last: int, committed: int) -> tuple[int, int]:
+        """What to do about a record that does not fit: look again, in the end skip it."""
+        self._looks += 1
+        if self._looks < _LOOKS:
+            return position, last
+        self._looks = 0
+        found = self._resynchronize(position + layout.ALIGNMENT, last, committed)
+        end = found[0] if found else committed
+        at = HEADER_BYTES + position % self.capacity_bytes
+        shown = min(end - position, 64 * 1024, len(self._map) - at)
+        lost = found[1] - last - 1 if found and last else None
+        self.damage.append(Damage(position, self._map[at : at + shown], end - position, lost))
+        return end, last
+
+    def _resynchronize(self, position: int, last: int, committed: int) -> tuple[int, int] | None:
+        """The next intact record behind a damaged one: its position and its sequence."""
+        while position < committed:
+            record = self._record(position, committed)
+            if record is not None and record.kind != PAD and record.sequence > last:
+                return position, record.sequence
+            position += layout.ALIGNMENT
+        return None
+
+    def acknowledge(self, position: int) -> None:
+        """Frees everything before *position*, which must be the `Record.end` of a record that
+        was read, or not move at all."""
+        assert self.acknowledged <= position <= self._position, "acknowledged what was not read"
+        self._words[ACKNOWLEDGED_WORD] = cursor_word(position)
+
+
+class SalvagedReader:
+    """Reads a file that can't be opened as a ring any more, as `RingReader` reads a ring: every
+    intact record, in the order of their sequences. Records that were acknowledged long ago may
+    be among them. Positions count from 0, and acknowledging leaves no trace in the file."""
+
+    def __init__(self, path: Path) -> None:
+        """:raises RingError: the file can't be read."""
+        try:
+            self._data = path.read_bytes()
+        except OSError as error:
+            raise RingError(f"ring {path}: can't read it: {error.strerror}") from error
+        self.damage: list[Damage] = []
+        self.position = 0
+        self._acknowledged = 0
+        self._places = sorted(self._scan())
+
+    def _scan(self) -> Iterator[tuple[int, int]]:
+        """Sequence and place of each intact record."""
+        at = HEADER_BYTES
+        while at + RECORD_BYTES <= len(self._data):
+            record = self._record(at, 0)
+            if record is None:
+                at += layout.ALIGNMENT
+            else:
+                yield record.sequence, at
+                at += record_bytes(len(record.payload))
+
+    def _record(self, at: int, end: int) -> Record | None:
+        data = self._data
+        size, crc, sequence, received_ns, connection, kind, flags, _ = RECORD.unpack_from(data, at)
+        body_at = at + RECORD_BYTES
+        if kind not in layout.KINDS or kind == PAD or size > len(data) - body_at:
+            return None
+        body = data[body_at : body_at + size]
+        if zlib.crc32(body, zlib.crc32(data[at + 8 : body_at])) != crc:
+            return None
+        return Record(end, sequence, received_ns, connection, kind, flags, body)
+
+    @property
+    def used_bytes(self) -> int:
+        """How many records are not acknowledged yet."""
+        return len(self._places) - self._acknowledged
+
+    def read(self, max_records: int, max_bytes: int) -> list[Record]:
+        """As `RingReader.read`."""
+        records: list[Record] = []
+        size_bytes = 0
+        for _, at in self._places[self.position : self.position + max_records]:
+            if records and size_bytes > max_bytes:
+                break
+            record = self._record(at, self.position + 1)
+            assert record is not None
+            records.append(record)
+            size_bytes += len(record.payload)
+            self.position += 1
+        return records
+
+    def acknowledge(self, position: int) -> None:
+        """As `RingReader.acknowledge`."""
+        assert self._acknowledged <= position <= self.position, "acknowledged what was not read"
+        self._acknowledged = position
+
+    def close(self) -> None:
+        self._data = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What `prepare` found."""
+
+    kept_bytes: int
+    """What the ring holds from before, not acknowledged yet."""
+    set_aside: Path | None
+    """The ring that this one replaces, still to be drained."""
+    reason: str
+    """Why it was replaced."""
+
+
+def prepare(path: Path, capacity_bytes: int) -> Prepared:
+    """Makes sure that a ring of that capacity is at *path*, before its processes start.
+
+    A ring that is there is kept as it is. One of another capacity is removed if it is empty; if
+    not, or if it is damaged or of another layout, it is set aside as ``<name>.aside-<n>``, and
+    nothing of it is lost: the serializer reads what is intact there first.
+
+    :raises RingError: there is no room or no right for it.
+    """
+    wanted = (capacity_bytes + 4095) & -4096
+    first_sequence = time.time_ns() // 1000
+    set_aside: Path | None = None
+    reason = ""
+    if path.exists():
+        try:
+            old = RingWriter(path)
+        except ForeignRingError as error:
+            reason = str(error)
+        else:
+            used_bytes, old_bytes = old.used_bytes, old.capacity_bytes
+            first_sequence = max(first_sequence, old.next_sequence)
+            old.close()
+            if old_bytes == wanted:
+                return Prepared(used_bytes, None, "")
+            if not used_bytes:
+                path.unlink()
+            else:
+                reason = f"its capacity was {old_bytes >> 10} KiB"
+        if reason:
+            set_aside = path.with_name(f"{path.name}.aside-{first_sequence}")
+            path.rename(set_aside)
+    create(path, capacity_bytes, first_sequence)
+    return Prepared(0, set_aside, reason)

@@ -1,0 +1,386 @@
+"""The supervisor: start, watch, reap, restart, stop. It carries no data and has one thread.
+
+It forks a reader and a serializer per exchange and is woken by signals and by the next thing that
+is due; a signal handler does nothing but wake it. Its children die with it, and a new instance
+goes on from the rings they leave.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from feedmono import log as logs
+from feedmono import reader, ring, serializer, snapshot, statelock, workers
+from feedmono.config import Config
+from feedmono.counters import Counters
+from feedmono.log import Log
+
+_FIRST_RETRY_S = 0.25
+_RETRY_CAP_S = 30.0
+# A worker that lived so long starts anew with the shortest wait.
+_HEALTHY_S = 60.0
+_SAMPLE_S = 1.0
+_SUMMARY_S = 60.0
+# Of an orderly stop, what the readers may take before they are killed; they only say goodbye.
+_READERS_SHARE = 0.4
+
+
+@dataclass(slots=True)
+class Worker:
+    """A process that is to run, and how it is doing."""
+
+    role: str
+    exchange: str
+    main: Callable[[Config, str, int, Log], int]
+    wake_fd: int
+    pid: int | None = None
+    started_s: float = 0.0
+    retry_s: float = _FIRST_RETRY_S
+    due_s: float = 0.0
+    """When it is to be started, if it does not run."""
+    restarts: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.role} {self.exchange}"
+
+
+class Display:
+    """Where the operator looks; this one shows nothing but the log."""
+
+    log_fd: int | None = None
+    """Where the workers' log lines go; None: standard error."""
+    fds: tuple[int, ...] = ()
+    """What `readable` is to be called for."""
+
+    def readable(self, fd: int) -> None:
+        """Something can be read from one of `fds`."""
+
+    def show(self, state: snapshot.Snapshot) -> None:
+        """Shows a new sample, once a second."""
+
+    def close(self) -> None:
+        """Leaves the terminal as it was."""
+
+
+@dataclass(slots=True)
+class Supervisor:
+    """One instance, from its start to its end: `run`."""
+
+    config: Config
+    log: Log
+    display: Display = field(default_factory=Display)
+    _workers: list[Worker] = field(default_factory=list)
+    _samplers: dict[str, snapshot.Sampler] = field(default_factory=dict)
+    _signals: list[int] = field(default_factory=list)
+    _poll: select.poll = field(default_factory=select.poll)
+    _signal_fd: int = -1
+    _started_at_s: float = 0.0
+    _status_trouble: str = ""
+
+    # --- start
+
+    def run(self, for_s: float | None = None) -> int:
+        """Captures until SIGTERM or SIGINT, or for *for_s* seconds; the exit status."""
+        try:
+            lock_fd = statelock.hold(self.config.state_dir)
+        except statelock.LockHeldError as error:
+            self.log.error("not started", error=str(error))
+            return 1
+        except OSError as error:
+            self.log.error("not started", error=f"state_dir {self.config.state_dir}: {error}")
+            return 1
+        try:
+            self._prepare()
+        except (ring.RingError, OSError) as error:
+            self.log.error("not started", error=str(error))
+            os.close(lock_fd)
+            return 1
+        self._listen()
+        workers.set_title("supervisor")
+        self._started_at_s = time.time()
+        # What is there by now is never collected: the children share its pages.
+        gc.collect()
+        gc.freeze()
+        self.log.info(
+            "started",
+            pid=os.getpid(),
+            sink=self.config.sink,
+            exchanges=[e.name for e in self.config.enabled_exchanges],
+            state_dir=str(self.config.state_dir),
+        )
+        self._watch(None if for_s is None else time.monotonic() + for_s)
+        status = self._stop()
+        self.display.close()
+        os.close(lock_fd)
+        return status
+
+    def _prepare(self) -> None:
+        """Rings, counters and workers of each exchange, not started yet."""
+        self.config.ring_dir.mkdir(parents=True, exist_ok=True)
+        for exchange in self.config.enabled_exchanges:
+            shared = workers.Shared.of(self.config, exchange.name)
+            prepared = ring.prepare(shared.ring, self.config.ring_capacity_bytes)
+            if prepared.set_aside:
+                self.log.warning(
+                    "ring set aside",
+                    exchange=exchange.name,
+                    path=str(prepared.set_aside),
+                    reason=prepared.reason,
+                )
+            if prepared.kept_bytes:
+                self.log.info(
+                    "ring holds what was not delivered before",
+                    exchange=exchange.name,
+                    size_bytes=prepared.kept_bytes,
+                )
+            Counters.create(shared.counters)
+            for note in (shared.reader_note, shared.serializer_note):
+                note.unlink(missing_ok=True)
+            self._samplers[exchange.name] = snapshot.Sampler(self.config, exchange)
+            wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            for role, main in (("serializer", serializer.main), ("reader", reader.main)):
+                self._workers.append(Worker(role, exchange.name, main, wake_fd))
+
+    def _listen(self) -> None:
+        """Signals only wake the loop, which reads their numbers from a pipe."""
+        self._signal_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+            signal.signal(number, lambda *_: None)
+        for fd in (self._signal_fd, *self.display.fds):
+            self._poll.register(fd, select.POLLIN)
+
+    # --- watch
+
+    def _watch(self, end_s: float | None) -> None:
+        """Starts what is due, samples, until the end or until a signal to stop."""
+        sample_s = time.monotonic()
+        summary_s = sample_s + _SUMMARY_S
+        while not self._signals:
+            now_s = time.monotonic()
+            if end_s is not None and now_s >= end_s:
+                return
+            for worker in self._workers:
+                if worker.pid is None and worker.due_s <= now_s:
+                    self._start(worker)
+            if sample_s <= now_s:
+                sample_s = now_s + _SAMPLE_S
+                state = self._sample()
+                if summary_s <= now_s and not self.display.fds:
+                    summary_s = now_s + _SUMMARY_S
+                    self._summarize(state)
+            due = [w.due_s for w in self._workers if w.pid is None]
+            self._wait(min([sample_s, *due] + ([end_s] if end_s is not None else [])))
+            self._reap()
+
+    def _wait(self, until_s: float) -> None:
+        """Waits for a signal, for the display, or until then."""
+        timeout_s = max(0.0, until_s - time.monotonic())
+        for fd, _ in self._poll.poll(timeout_s * 1000 + 1):
+            if fd == self._signal_fd:
+                numbers = os.read(fd, 512)
+                self._signals += [n for n in numbers if n != signal.SIGCHLD]
+            else:
+                self.display.readable(fd)
+
+    def _sample(self) -> snapshot.Snapshot:
+        now_s = time.monotonic()
+        state = snapshot.Snapshot(
+            os.getpid(),
+            self._started_at_s,
+            time.time(),
+            self.config.sink,
+            tuple(
+                sampler.sample(self._known(exchange, now_s))
+                for exchange, sampler in self._samplers.items()
+            ),
+        )
+        try:
+            snapshot.publish(state, self.config.state_dir)
+            trouble = ""
+        except OSError as error:
+            trouble = str(error)
+        if trouble != self._status_trouble:
+            self._status_trouble = trouble
+            if trouble:
+                self.log.warning("status can't be written", error=trouble)
+        self.display.show(state)
+        return state
+
+    def _known(self, exchange: str, now_s: float) -> snapshot.Workers:
+        ours = {w.role: w for w in self._workers if w.exchange == exchange}
+        down = [
+            f"{w.name}, in {max(0.0, w.due_s - now_s):.0f} s"
+            for w in ours.values()
+            if w.pid is None and w.restarts
+        ]
+        return snapshot.Workers(
+            ours["reader"].pid,
+            ours["serializer"].pid,
+            sum(w.restarts for w in ours.values()),
+            "; ".join(down),
+        )
+
+    def _summarize(self, state: snapshot.Snapshot) -> None:
+        for exchange in state.exchanges:
+            self.log.info(
+                "summary",
+                exchange=exchange.name,
+                state=exchange.state,
+                trades_per_s=round(exchange.trades_per_s, 1),
+                trades=exchange.trades,
+                delivered=exchange.delivered,
+                ring_used_bytes=exchange.ring_used_bytes,
+                cpu_cores=round(exchange.cpu_cores, 3),
+                memory_mib=exchange.memory_bytes >> 20,
+                reconnects=exchange.reconnects,
+                dead_letters=exchange.dead_letters,
+            )
+
+    # --- start, reap and restart a worker
+
+    def _start(self, worker: Worker) -> None:
+        parent_pid = os.getpid()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if not pid:
+            self._become(worker, parent_pid)
+        worker.pid = pid
+        worker.started_s = time.monotonic()
+
+    def _become(self, worker: Worker, parent_pid: int) -> None:
+        """The child's life; never returns."""
+        status = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGTERM, signal.SIGCHLD):
+                signal.signal(number, signal.SIG_DFL)
+            workers.settle(worker.name, parent_pid)
+            logs.configure(self.config.log.level, self.config.log.format, self.display.log_fd)
+            log = logs.get(exchange=worker.exchange, worker=worker.role)
+            try:
+                status = worker.main(self.config, worker.exchange, worker.wake_fd, log)
+            except Exception as error:
+                log.error(f"{worker.role} failed", error=repr(error), exc_info=True)
+        except workers.OrphanedError:
+            pass
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+
+    def _reap(self) -> None:
+        """Takes in the workers that ended and says when they are to be started again."""
+        for worker in self._workers:
+            if worker.pid is None:
+                continue
+            pid, status = os.waitpid(worker.pid, os.WNOHANG)
+            if not pid:
+                continue
+            now_s = time.monotonic()
+            if now_s - worker.started_s >= _HEALTHY_S:
+                worker.retry_s = _FIRST_RETRY_S
+            worker.pid = None
+            worker.due_s = now_s + worker.retry_s
+            worker.restarts += 1
+            self.log.warning(
+                "worker ended",
+                exchange=worker.exchange,
+                worker=worker.role,
+                pid=pid,
+                how=_how(status),
+                restart_in_s=worker.retry_s,
+            )
+            worker.retry_s = min(worker.retry_s * 2, _RETRY_CAP_S)
+
+    # --- stop
+
+    def _stop(self) -> int:
+        """Ends the readers, then, when the rings are drained, the serializers."""
+        self.log.info("stopping", reason=_stop_reason(self._signals))
+        self._signals.clear()
+        start_s = time.monotonic()
+        limit_s = self.config.stop_limit_s
+        orderly = self._end("reader", start_s + limit_s * _READERS_SHARE)
+        orderly &= self._end("serializer", start_s + limit_s)
+        state = self._sample()
+        for exchange in state.exchanges:
+            if exchange.ring_used_bytes:
+                self.log.warning(
+                    "not delivered yet",
+                    exchange=exchange.name,
+                    size_bytes=exchange.ring_used_bytes,
+                    ring=str(workers.Shared.of(self.config, exchange.name).ring),
+                    what="kept in the ring, delivered by the next start",
+                )
+        self.log.info(
+            "stopped",
+            orderly=orderly,
+            delivered={e.name: e.delivered for e in state.exchanges},
+        )
+        (self.config.state_dir / snapshot.FILE).unlink(missing_ok=True)
+        return 0 if orderly else 1
+
+    def _end(self, role: str, limit_s: float) -> bool:
+        """Asks all workers of that role to end and reaps them; kills them at the limit, or when
+        another signal hurries. Whether all ended by themselves."""
+        ours = [w for w in self._workers if w.role == role and w.pid is not None]
+        for worker in ours:
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGTERM)
+        orderly = True
+        while any(w.pid is not None for w in ours):
+            hurried = bool(self._signals)
+            if orderly and (hurried or time.monotonic() >= limit_s):
+                orderly = False
+                for worker in ours:
+                    if worker.pid is not None:
+                        os.kill(worker.pid, signal.SIGKILL)
+                        self.log.warning(
+                            "worker killed",
+                            exchange=worker.exchange,
+                            worker=worker.role,
+                            reason="hurried by a second signal" if hurried else "stop_limit",
+                        )
+            self._wait(limit_s if orderly else time.monotonic() + _SAMPLE_S)
+            for worker in ours:
+                if worker.pid is not None:
+                    pid, status = os.waitpid(worker.pid, os.WNOHANG)
+                    if pid:
+                        worker.pid = None
+                        orderly &= status == 0
+        return orderly
+
+
+def _how(status: int) -> str:
+    if os.WIFSIGNALED(status):
+        return f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
+    return f"exit status {os.waitstatus_to_exitcode(status)}"
+
+
+def _stop_reason(numbers: list[int]) -> str:
+    return signal.Signals(numbers[0]).name if numbers else "the time given by --for is over"
+
+
+def state_of(state_dir: Path) -> snapshot.Snapshot | None:
+    """The last sample of the instance that runs on *state_dir*; None if none runs there.
+
+    :raises ValueError: another version of feedmono runs there.
+    """
+    if statelock.holder(state_dir) is None:
+        return None
+    try:
+        return snapshot.Snapshot.from_json((state_dir / snapshot.FILE).read_text("utf-8"))
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,73 @@
+"""``feedmono tail``: the trades that the sink stores, as they pass."""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
+
+from feedmono.config import Config
+from feedmono.sinks.base import Source
+
+_QUEUE = 1000
+
+
+def open_source(config: Config, exchange: str) -> Source:
+    """Reads what the configured sink stores of *exchange*. Each is imported only where used."""
+    if config.sink == "kafka":
+        from feedmono.sinks.kafka_source import KafkaSource  # noqa: PLC0415
+
+        return KafkaSource(config.kafka, exchange)
+    from feedmono.sinks.files_source import FilesSource  # noqa: PLC0415
+
+    return FilesSource(config.files, exchange)
+
+
+def follow(
+    config: Config, exchanges: list[str], symbol: str | None
+) -> Iterator[Mapping[str, object]]:
+    """The trades of these exchanges, of one symbol or of all, in the order they are stored.
+
+    :raises Exception: what a source could not do.
+    """
+    passing: queue.Queue[Mapping[str, object] | Exception] = queue.Queue(_QUEUE)
+
+    def read(exchange: str) -> None:
+        try:
+            for trade in open_source(config, exchange).follow():
+                if trade is not None and symbol in (None, trade["symbol"]):
+                    passing.put(trade)
+        except Exception as error:  # noqa: BLE001  told by the thread that prints
+            passing.put(error)
+
+    for exchange in exchanges:
+        threading.Thread(target=read, args=(exchange,), daemon=True).start()
+    while True:
+        item = passing.get()
+        if isinstance(item, Exception):
+            raise item
+        yield item
+
+
+def as_text(trade: Mapping[str, object]) -> str:
+    """A trade as a line for people."""
+    time_us = trade["exchange_timestamp_us"]
+    if isinstance(time_us, datetime):
+        moment = time_us
+    else:
+        moment = datetime.fromtimestamp(int(str(time_us)) / 1e6, timezone.utc)
+    return (
+        f"{moment:%H:%M:%S.%f} {trade['exchange']:<8} {trade['symbol']:<10} {trade['side']:<4} "
+        f"{trade['price']:>18} x {trade['quantity']:<18} {trade['trade_id']}"
+    )
+
+
+def as_json(trade: Mapping[str, object]) -> str:
+    """A trade as a line of JSON; times as ISO 8601."""
+    return json.dumps(
+        trade,
+        ensure_ascii=False,
+        default=lambda v: v.isoformat() if isinstance(v, datetime) else str(v),
+    )

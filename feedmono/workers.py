@@ -1,0 +1,91 @@
+"""What every worker process does first, and the names of what it shares with the others."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import setproctitle
+
+from feedmono.config import Config
+
+_PR_SET_PDEATHSIG = 1
+
+
+class OrphanedError(Exception):
+    """The process that forked this one is gone."""
+
+
+def set_title(role: str) -> None:
+    """What ``ps`` shows: ``feedmono: supervisor``, ``feedmono: reader binance``."""
+    setproctitle.setproctitle(f"feedmono: {role}")
+
+
+def settle(role: str, parent_pid: int) -> None:
+    """Makes the calling process a worker: it dies with *parent_pid*, leaves Ctrl-C to it, and
+    carries a title that ``ps`` shows.
+
+    SIGKILL, because a stopped process does not act on SIGTERM.
+
+    :raises OrphanedError: the parent was gone before this took effect.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent_pid:
+        raise OrphanedError(f"process {parent_pid} is gone")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    set_title(role)
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """Where one exchange's processes find what they share."""
+
+    ring: Path
+    counters: Path
+    metadata: Path
+    """Symbol → canonical symbol, as the exchange's REST answer gave it."""
+    attempts: Path
+    reader_note: Path
+    serializer_note: Path
+    dead_letters: Path
+    """Folder of the whole copies of what the sink did not take."""
+
+    @classmethod
+    def of(cls, config: Config, exchange: str) -> Shared:
+        # Two instances with different state_dirs share /dev/shm, but nothing in it.
+        instance = hashlib.sha256(os.fsencode(config.state_dir)).hexdigest()[:12]
+        stem = f"feedmono-{instance}-{exchange}"
+        state = config.state_dir
+        return cls(
+            ring=config.ring_dir / f"{stem}.ring",
+            counters=config.ring_dir / f"{stem}.counters",
+            metadata=state / f"{exchange}.symbols.json",
+            attempts=state / f"{exchange}.attempts",
+            reader_note=state / f"{exchange}.reader.json",
+            serializer_note=state / f"{exchange}.serializer.json",
+            dead_letters=state / "dead" / exchange,
+        )
+
+
+def publish(path: Path, content: Mapping[str, object]) -> None:
+    """Writes a small JSON file such that whoever reads it finds the old or the new one whole."""
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
+    fresh.write_text(json.dumps(content, ensure_ascii=False), "utf-8")
+    fresh.rename(path)
+
+
+def published(path: Path) -> Mapping[str, object] | None:
+    """What `publish` wrote; None if there is nothing readable."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
