@@ -33,6 +33,8 @@ class Field(_FromZero):
     UNKNOWN_MESSAGES = auto()
     RING_FULL = auto()
     """How often a connection found the ring full and stopped reading."""
+    LOST_FRAMES = auto()
+    """Messages that were received and found no room before the reader had to stop."""
     CONNECTIONS = auto()
     """How many connections there are to be."""
     CONNECTED = auto()

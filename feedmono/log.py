@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import sys
+from collections.abc import MutableMapping
 from typing import Any, cast
 
 import structlog
@@ -78,6 +79,7 @@ def configure(level: str, style: str, fd: int | None = None) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            _first_things_first,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(
@@ -86,6 +88,12 @@ def configure(level: str, style: str, fd: int | None = None) -> None:
         logger_factory=lambda *_: _Line(target),
         cache_logger_on_first_use=False,
     )
+
+
+def _first_things_first(_: object, __: str, event: MutableMapping[str, Any]) -> dict[str, Any]:
+    """When, how grave, what; then the fields in the order they were given."""
+    front = {key: event.pop(key) for key in ("timestamp", "level", "event")}
+    return {**front, **event}
 
 
 def get(**fields: object) -> Log:

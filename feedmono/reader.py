@@ -53,7 +53,7 @@ class Process:
                 limiter,
                 self._deliver,
                 self,
-                log.bind(connection=number),
+                log,
                 random=random.Random(),
             )
             for number, symbols in enumerate(shares)
@@ -61,8 +61,8 @@ class Process:
 
     def run(self) -> int:
         """Serves until SIGTERM; the exit status."""
-        # Before the first thread, so that every thread has it blocked and `sigwait` gets it.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        # The supervisor forked this process with SIGTERM blocked: it stays so in every thread,
+        # and `sigwait` gets it.
         for field in (Field.CONNECTED, Field.SUBSCRIBED, Field.REFUSED):
             self._counters[field] = 0
         self._counters[Field.CONNECTIONS] = len(self._connections)
@@ -128,7 +128,7 @@ class Process:
             self._counters[Field.CONNECTED] = flowing
             self._count_symbols()
 
-    def received(self, size_bytes: int) -> None:
+    def received(self, number: int, frames: int, size_bytes: int, data: bool) -> None:
         with self._lock:
             self._counters.add(Field.BYTES, size_bytes)
 
@@ -155,9 +155,13 @@ class Process:
         with self._lock:
             self._counters.add(Field.UNKNOWN_MESSAGES)
 
-    def ring_full(self, number: int) -> None:
+    def blocked(self, number: int, seconds: float) -> None:
         with self._lock:
             self._counters.add(Field.RING_FULL)
+
+    def lost(self, number: int, frames: int) -> None:
+        with self._lock:
+            self._counters.add(Field.LOST_FRAMES, frames)
 
     def _count_symbols(self) -> None:
         self._counters[Field.SUBSCRIBED] = sum(map(len, self._subscribed.values()))

@@ -247,6 +247,7 @@ class Process:
         stop_read, stop_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(stop_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, self._stop)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         self._poll = select.poll()
         self._poll.register(wake_fd, select.POLLIN)
         self._poll.register(stop_read, select.POLLIN)

@@ -170,6 +170,11 @@ class Sampler:
             serializer_pid=known.serializer_pid,
         )
 
+    def progress(self, role: str) -> int:
+        """What moves while a worker of that role does its work: frames taken in by a ``reader``,
+        bytes of the ring acknowledged by a ``serializer``."""
+        return self._counters[Field.FRAMES] if role == "reader" else self._ring.acknowledged
+
     def _state(self, known: Workers) -> tuple[str, str]:
         counters = self._counters
         if known.restarting:

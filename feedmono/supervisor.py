@@ -26,8 +26,6 @@ from feedmono.log import Log
 
 _FIRST_RETRY_S = 0.25
 _RETRY_CAP_S = 30.0
-# A worker that lived so long starts anew with the shortest wait.
-_HEALTHY_S = 60.0
 _SAMPLE_S = 1.0
 _SUMMARY_S = 60.0
 # Of an orderly stop, what the readers may take before they are killed; they only say goodbye.
@@ -43,7 +41,9 @@ class Worker:
     main: Callable[[Config, str, int, Log], int]
     wake_fd: int
     pid: int | None = None
-    started_s: float = 0.0
+    progress: int = 0
+    """`snapshot.Sampler.progress` when it was started: one that did some work before it ended is
+    started again after the shortest wait."""
     retry_s: float = _FIRST_RETRY_S
     due_s: float = 0.0
     """When it is to be started, if it does not run."""
@@ -253,11 +253,14 @@ class Supervisor:
         parent_pid = os.getpid()
         sys.stdout.flush()
         sys.stderr.flush()
+        # Until the worker is ready for it, a SIGTERM waits.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         pid = os.fork()
         if not pid:
             self._become(worker, parent_pid)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         worker.pid = pid
-        worker.started_s = time.monotonic()
+        worker.progress = self._samplers[worker.exchange].progress(worker.role)
 
     def _become(self, worker: Worker, parent_pid: int) -> None:
         """The child's life; never returns."""
@@ -288,11 +291,10 @@ class Supervisor:
             pid, status = os.waitpid(worker.pid, os.WNOHANG)
             if not pid:
                 continue
-            now_s = time.monotonic()
-            if now_s - worker.started_s >= _HEALTHY_S:
+            if self._samplers[worker.exchange].progress(worker.role) != worker.progress:
                 worker.retry_s = _FIRST_RETRY_S
             worker.pid = None
-            worker.due_s = now_s + worker.retry_s
+            worker.due_s = time.monotonic() + worker.retry_s
             worker.restarts += 1
             self.log.warning(
                 "worker ended",
@@ -316,14 +318,18 @@ class Supervisor:
         orderly &= self._end("serializer", start_s + limit_s)
         state = self._sample()
         for exchange in state.exchanges:
+            shared = workers.Shared.of(self.config, exchange.name)
             if exchange.ring_used_bytes:
                 self.log.warning(
                     "not delivered yet",
                     exchange=exchange.name,
                     size_bytes=exchange.ring_used_bytes,
-                    ring=str(workers.Shared.of(self.config, exchange.name).ring),
+                    ring=str(shared.ring),
                     what="kept in the ring, delivered by the next start",
                 )
+            else:
+                shared.ring.unlink(missing_ok=True)
+            shared.counters.unlink(missing_ok=True)
         self.log.info(
             "stopped",
             orderly=orderly,

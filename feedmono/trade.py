@@ -26,6 +26,12 @@ SIDES = ("BUY", "SELL")
 MAX_TRADE_ID = 2**63 - 1
 """The largest trade id that fits an Avro long."""
 
+MAX_TIME_US = (2**63 - 1) // 1000
+"""The latest time that is taken for one (the year 2262): its nanoseconds fit a long too."""
+
+MAX_SYMBOL_CHARS = 64
+"""The longest symbol that is taken for one; the exchanges' own have at most 20 or so."""
+
 # Binance gives at most 8 + 8 decimals, Kraken the same; 48 leaves room for any
 # sane market and keeps one garbage frame from costing a megabyte of digits.
 MAX_DECIMAL_CHARS = 48
@@ -55,8 +61,17 @@ class Trade(NamedTuple):
     seller_order_id: int | None = None
 
 
+def is_symbol(text: str) -> bool:
+    """Whether *text* can be a market's name: printable (no control character, no lone
+    surrogate, which UTF-8 can't carry) and neither empty nor overlong."""
+    return 0 < len(text) <= MAX_SYMBOL_CHARS and text.isprintable()
+
+
 def is_decimal(text: str) -> bool:
     """Whether *text* is a non-negative JSON number of a sane length."""
+    # What exchanges really send, digits with a point between, needs no regular expression.
+    if text.strip("0123456789") == "." and text[-1] != "." and (text[0] > "0" or text[1] == "."):
+        return len(text) <= MAX_DECIMAL_CHARS
     return len(text) <= MAX_DECIMAL_CHARS and (
         _PLAIN.fullmatch(text) is not None or _SCIENTIFIC.fullmatch(text) is not None
     )

@@ -1,4 +1,5 @@
-"""The exchanges: each file beside this one that binds ``EXCHANGE`` is one."""
+"""The exchanges: each file beside this one is one and binds ``EXCHANGE``, except for ``base`` and
+for what begins with an underscore."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from feedmono.exchanges.base import Exchange
 
 def names() -> list[str]:
     """The names of all exchanges, sorted."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base")
+    found = (module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(name for name in found if name != "base" and not name.startswith("_"))
 
 
 def load(name: str) -> Exchange:

@@ -13,25 +13,28 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 from feedmono.trade import STREAM, Trade
+
+EXCERPT_BYTES = 120
+"""How much of a message a reason quotes."""
 
 
 class Undecodable(Exception):
     """A frame that carries no trade that could be read; its text says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """What one frame of the stream holds."""
+class Decoded(NamedTuple):
+    """What one frame of the stream holds. (A tuple: a frozen dataclass costs six times as much
+    to make, as much as reading the whole frame.)"""
 
     trades: Sequence[Trade]
-    """Every trade of the frame, in its order."""
+    """Every trade of the frame, in its order; none in the snapshot of a market without trades."""
     origin: int = STREAM
     """`STREAM` or `SNAPSHOT`, the same for all trades of a frame."""
-    problems: Sequence[str] = field(default=())
+    problems: Sequence[str] = ()
     """What of the frame could not be read (a trade without a price …), each a reason. The
     frame goes to the dead letters as well then, and its readable trades are delivered."""
 
@@ -146,13 +149,17 @@ class Exchange(ABC):
     limits: ClassVar[Limits]
     metadata_path: ClassVar[str]
     """Path and query of the REST answer that `read_metadata` reads, appended to ``rest_url``."""
-    data_prefixes: ClassVar[tuple[bytes, ...]]
-    """How a frame with trades begins, as the exchange writes it today: the reader's fast test.
-    A frame that begins otherwise takes the slow way through `Session.receive`."""
 
     @abstractmethod
     def session(self, symbols: Sequence[str]) -> Session:
         """A new connection's state, for at most ``limits.symbols_per_connection`` symbols."""
+
+    @abstractmethod
+    def is_data(self, frame: bytes) -> bool:
+        """Whether *frame* begins as a frame with trades does, as the exchange writes it today:
+        the reader's fast test, made for every frame. What it does not recognize takes the slow
+        way through `Session.receive`, so it must never claim a control message. Never raises.
+        """
 
     @abstractmethod
     def decode(self, frame: bytes) -> Decoded:
@@ -168,6 +175,11 @@ class Exchange(ABC):
 
         :raises ValueError: the body is not such an answer.
         """
+
+
+def excerpt(message: bytes) -> str:
+    """The beginning of a message in printable form, for a reason that an operator reads."""
+    return repr(message[:EXCERPT_BYTES])[1:] + ("…" if len(message) > EXCERPT_BYTES else "")
 
 
 def spread(symbols: Sequence[str], per_connection: int) -> list[tuple[str, ...]]:

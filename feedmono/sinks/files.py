@@ -1,0 +1,445 @@
+"""The files sink: Avro object container files per exchange, acknowledged when synced.
+
+Records gather into blocks, blocks are written as they fill, and every ``sync_interval`` what is
+there is written and synced: then, and only then, the entries up to there are acknowledged. All
+files of a segment begin and end with the same entries. What goes wrong:
+
+- A write fails (disk full, quota, a bad disk): the file ends where it did, the blocks stay in
+  memory and are tried again. When the memory for that is used up, `FilesSink.write` takes no
+  more.
+- A sync fails: the kernel has dropped data that it could not store and won't say which. Every
+  file is cut to what was acknowledged and the sink ends; its successor finishes these files and
+  writes what was not acknowledged into new ones.
+- The process is killed: the successor cuts the torn block (`feedmono.sinks.segment`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from feedmono import log
+from feedmono.avro import Schema, generate_encoder, load_schema
+from feedmono.config import FilesConfig
+from feedmono.sinks.base import DeadLetter, Entry, Frame, Sink, SinkFailed, SinkStats
+from feedmono.sinks.container import (
+    BLOCK_BYTES,
+    MAX_UNSYNCED_BYTES,
+    PART,
+    ContainerWriter,
+    Encoded,
+    encode_block,
+)
+from feedmono.sinks.files_source import FilesSource, count_trades, read_trades
+from feedmono.sinks.segment import finish_leftovers, new_name, publish, sync_folder
+
+__all__ = ["FilesSink", "FilesSource", "count_trades", "read_trades"]
+
+MAX_BUFFERED_BYTES = 64 << 20
+"""How much waits in memory for a disk that can't be written."""
+
+_FIRST_RETRY_S = 1.0
+_RETRY_CAP_S = 10.0
+_IDLE_WAIT_S = 1.0
+_PROBE_BYTES = 4096
+
+
+class _Stream:
+    """One kind of record: what waits for its file, and the file of the current segment."""
+
+    def __init__(self, kind: str, schema: Schema) -> None:
+        self.kind = kind
+        self.schema = schema
+        self.records: list[bytes] = []
+        self.records_bytes = 0
+        self.blocks: deque[Encoded] = deque()
+        self.blocks_bytes = 0
+        self.writer: ContainerWriter | None = None
+        self.acknowledged_length = 0
+        """The file up to there holds acknowledged entries only."""
+
+    def add(self, record: bytes) -> bool:
+        """Lets a record wait; whether there are enough for a block."""
+        self.records.append(record)
+        self.records_bytes += len(record)
+        return self.records_bytes >= BLOCK_BYTES
+
+    def cut_block(self) -> None:
+        """Turns the records that wait into a block that waits."""
+        if self.records:
+            block = encode_block(self.records)
+            self.blocks.append(block)
+            self.blocks_bytes += len(block.data)
+            self.records = []
+            self.records_bytes = 0
+
+    @property
+    def buffered_bytes(self) -> int:
+        return self.records_bytes + self.blocks_bytes
+
+    @property
+    def file_bytes(self) -> int:
+        """How long the file is, or will be with what waits."""
+        return self.buffered_bytes + (self.writer.length if self.writer else 0)
+
+    @property
+    def unsynced_bytes(self) -> int:
+        return self.writer.length - self.writer.synced_length if self.writer else 0
+
+    def abandon(self) -> None:
+        """Gives up what is not acknowledged; the rest stays as a ``.part`` file."""
+        writer, self.writer = self.writer, None
+        if writer is None:
+            return
+        try:
+            if self.acknowledged_length:
+                writer.cut(self.acknowledged_length)
+            else:
+                writer.path.unlink()
+        finally:
+            writer.close()
+
+
+@dataclass(slots=True)
+class _Segment:
+    """What the current files have in common."""
+
+    begun_s: float
+    """By the clock that never steps."""
+    number: int | None = None
+    """The first ring sequence in it, once one is known: a damaged part of the ring has none."""
+    name: str = ""
+    """Chosen with the first file."""
+    complete: bool = False
+    """Everything is acknowledged; its files wait for their publication."""
+
+
+class FilesSink(Sink):
+    """Stores an exchange's trades, frames and dead letters under ``<dir>/<exchange>/``.
+
+    *clock* measures intervals, *wall* gives the Unix time in a file's name, both in seconds.
+    """
+
+    def __init__(
+        self,
+        config: FilesConfig,
+        exchange: str,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        max_buffered_bytes: int = MAX_BUFFERED_BYTES,
+    ) -> None:
+        self.stats = SinkStats()
+        self._config = config
+        self._folder = config.dir / exchange
+        self._log = log.get(exchange=exchange, sink="files")
+        self._clock = clock
+        self._wall = wall
+        self._max_buffered_bytes = max_buffered_bytes
+        self._trades = _Stream("trades", load_schema("trade"))
+        self._raw = _Stream("raw", load_schema("raw"))
+        self._dead = _Stream("dead", load_schema("dead"))
+        self._streams = (self._trades, self._raw, self._dead)
+        self._encode_raw = generate_encoder(self._raw.schema)
+        self._encode_dead = generate_encoder(self._dead.schema)
+        self._lock_fd: int | None = None
+        self._segment: _Segment | None = None
+        self._new_files = False
+        self._taken: int | None = None
+        self._acknowledged: int | None = None
+        self._oldest_s: float | None = None
+        self._flush = False
+        self._trouble = ""
+        self._retry_at_s = 0.0
+        self._pause_s = _FIRST_RETRY_S
+
+    def open(self) -> bool:
+        """Makes the folder ready and finishes what a killed predecessor left in it."""
+        if self._lock_fd is not None:
+            return True
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            sync_folder(self._folder.parent)
+            self._lock_fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._probe()
+            finish_leftovers(self._folder, self._log)
+        except BlockingIOError:
+            self._not_open(f"another process writes into {self._folder}: give each its files.dir")
+            return False
+        except OSError as error:
+            self._not_open(_describe(error, self._folder))
+            return False
+        self._trouble = ""
+        return True
+
+    def write(self, entries: Sequence[Entry]) -> int:
+        self._check_open()
+        now_s = self._clock()
+        self._roll_if_due(now_s)
+        if not self._room():
+            return 0
+        for taken, entry in enumerate(entries, 1):
+            # Between two blocks so little is added that there is still room.
+            if self._take(entry, now_s) and not self._room():
+                return taken
+        return len(entries)
+
+    def poll(self, timeout_s: float) -> int | None:
+        if self._lock_fd is None:
+            return self._acknowledged
+        if timeout_s > 0 and self._oldest_s is not None:
+            time.sleep(min(timeout_s, self.wait_s()))
+        now_s = self._clock()
+        if self._oldest_s is None:
+            self._acknowledged, self._flush = self._taken, False
+        elif self._flush or now_s - self._oldest_s >= self._config.sync_interval_s:
+            self._commit()
+        self._roll_if_due(now_s)
+        return self._acknowledged
+
+    def flush(self) -> None:
+        self._flush = True
+
+    def close(self) -> None:
+        if self._lock_fd is None:
+            return
+        self._retry_at_s = self._clock()
+        try:
+            if self._commit():
+                self._publish()
+        except SinkFailed as error:
+            self._log.error("files not finished", error=str(error))
+            return
+        if self._trouble:
+            self._log.warning("files not finished", error=self._trouble, folder=str(self._folder))
+        self._abandon()
+
+    def wait_s(self) -> float:
+        if self._trouble:
+            return min(max(self._retry_at_s - self._clock(), 0.01), _IDLE_WAIT_S)
+        if self._flush or (self._oldest_s is None and self._taken != self._acknowledged):
+            return 0.0
+        if self._oldest_s is None:
+            return _IDLE_WAIT_S
+        due_s = self._oldest_s + self._config.sync_interval_s - self._clock()
+        return min(max(due_s, 0.0), _IDLE_WAIT_S)
+
+    @property
+    def trouble(self) -> str:
+        return self._trouble
+
+    def _not_open(self, trouble: str) -> None:
+        self._trouble = trouble
+        self.stats.errors += 1
+        self._unlock()
+
+    def _unlock(self) -> None:
+        fd, self._lock_fd = self._lock_fd, None
+        if fd is not None:
+            os.close(fd)
+
+    def _probe(self) -> None:
+        """Shows now, and not with the first trade, that nothing can be written."""
+        probe = self._folder / ".probe"
+        try:
+            probe.write_bytes(bytes(_PROBE_BYTES))
+        finally:
+            probe.unlink(missing_ok=True)
+
+    def _check_open(self) -> None:
+        if self._lock_fd is None:
+            raise SinkFailed(f"the files in {self._folder} are closed")
+
+    def _room(self) -> bool:
+        """Whether one more entry can be taken."""
+        if self._segment is not None and self._segment.complete:
+            return False
+        buffered = sum(stream.buffered_bytes for stream in self._streams)
+        return buffered < self._max_buffered_bytes
+
+    def _take(self, entry: Entry, now_s: float) -> bool:
+        """Adds an entry to what waits; whether a block became full by it."""
+        frame, trades, symbol, dead = entry.frame, entry.trades, entry.symbol, entry.dead
+        self._taken = entry.end
+        if not trades and symbol is None and dead is None:
+            return False
+        if self._oldest_s is None:
+            self._oldest_s = now_s
+        if self._segment is None:
+            self._segment = _Segment(now_s)
+        if self._segment.number is None and frame.sequence >= 0:
+            self._segment.number = frame.sequence
+        full = False
+        for trade in trades:
+            full |= self._trades.add(trade.body)
+        if symbol is not None:
+            full |= self._raw.add(self._encode_raw(_raw_record(frame)))
+        if dead is not None:
+            full |= self._dead.add(self._encode_dead(_dead_record(frame, dead)))
+        if full:
+            for stream in self._streams:
+                if stream.records_bytes >= BLOCK_BYTES:
+                    stream.cut_block()
+            self._write_blocks()
+            self._roll_if_due(now_s)
+        return full
+
+    def _write_blocks(self) -> bool:
+        """Writes the blocks that wait; False: not all of them, see `trouble`."""
+        if self._trouble and self._clock() < self._retry_at_s:
+            return False
+        for stream in self._streams:
+            while stream.blocks:
+                try:
+                    if stream.writer is None:
+                        stream.writer = self._new_file(stream)
+                    stream.writer.append(stream.blocks[0])
+                except OSError as error:
+                    path = stream.writer.path if stream.writer else self._folder
+                    self._in_trouble(error, path)
+                    return False
+                stream.blocks_bytes -= len(stream.blocks.popleft().data)
+                if stream.unsynced_bytes >= MAX_UNSYNCED_BYTES:
+                    self._sync()
+        self._trouble = ""
+        return True
+
+    def _new_file(self, stream: _Stream) -> ContainerWriter:
+        assert self._segment is not None
+        if not any(other.writer for other in self._streams):
+            number = self._segment.number or 0
+            self._segment.name = new_name(self._folder, self._wall(), number)
+        path = self._folder / f"{stream.kind}-{self._segment.name}.avro{PART}"
+        stream.acknowledged_length = 0
+        self._new_files = True
+        return ContainerWriter(path, stream.schema)
+
+    def _sync(self) -> None:
+        """Has the disk store all that is written, names included.
+
+        :raises SinkFailed: it could not.
+        """
+        path = self._folder
+        try:
+            for stream in self._streams:
+                if stream.writer is not None:
+                    path = stream.writer.path
+                    stream.writer.sync()
+            if self._new_files:
+                path = self._folder
+                sync_folder(path)
+                self._new_files = False
+        except OSError as error:
+            self.stats.errors += 1
+            self._trouble = f"could not sync {path}: {error.strerror}"
+            self._abandon()
+            raise SinkFailed(
+                f"{self._trouble}; what was not acknowledged goes to new files"
+            ) from error
+
+    def _commit(self) -> bool:
+        """Writes and syncs everything that was taken and acknowledges it; False: it can't be
+        written now.
+
+        :raises SinkFailed: a sync failed.
+        """
+        if self._trouble and self._clock() < self._retry_at_s:
+            return False
+        for stream in self._streams:
+            stream.cut_block()
+        if not self._write_blocks():
+            return False
+        self._sync()
+        for stream in self._streams:
+            if stream.writer is not None:
+                stream.acknowledged_length = stream.writer.length
+        self._acknowledged = self._taken
+        self._oldest_s = None
+        self._flush = False
+        return True
+
+    def _roll_if_due(self, now_s: float) -> None:
+        """Finishes the segment when it is old or large enough, and as far as that works now."""
+        segment = self._segment
+        if segment is None:
+            return
+        if not segment.complete:
+            largest = max(stream.file_bytes for stream in self._streams)
+            old = now_s - segment.begun_s >= self._config.roll_interval_s
+            if not (old or largest >= self._config.roll_size_bytes) or not self._commit():
+                return
+        self._publish()
+
+    def _publish(self) -> None:
+        """Gives the files of a segment that is acknowledged as a whole their final names."""
+        if self._segment is None or (self._trouble and self._clock() < self._retry_at_s):
+            return
+        self._segment.complete = True
+        for stream in self._streams:
+            if stream.writer is None:
+                continue
+            try:
+                publish(stream.writer.path)
+            except OSError as error:
+                self._in_trouble(error, stream.writer.path)
+                return
+            stream.writer.close()
+            stream.writer = None
+        self._segment = None
+        self._trouble = ""
+
+    def _abandon(self) -> None:
+        """Ends the sink: what is not acknowledged is given up, to be delivered by a successor."""
+        for stream in self._streams:
+            try:
+                stream.abandon()
+            except OSError as error:
+                self._log.error("a file could not be cut", kind=stream.kind, error=str(error))
+        self._unlock()
+
+    def _in_trouble(self, error: OSError, path: Path) -> None:
+        self.stats.errors += 1
+        self._pause_s = min(self._pause_s * 2, _RETRY_CAP_S) if self._trouble else _FIRST_RETRY_S
+        self._trouble = _describe(error, path)
+        self._retry_at_s = self._clock() + self._pause_s
+
+
+def _describe(error: OSError, path: Path) -> str:
+    return (
+        f"can't write {error.filename or path}: {error.strerror} (errno {error.errno}); "
+        "tried again until it works"
+    )
+
+
+def _raw_record(frame: Frame) -> dict[str, object]:
+    payload, connection, sequence, received_ns, origin = frame
+    return {
+        "connection": connection,
+        "sequence": sequence,
+        "received_ns": received_ns,
+        "origin": origin,
+        "payload": payload,
+    }
+
+
+def _dead_record(frame: Frame, dead: DeadLetter) -> dict[str, object]:
+    return {
+        "connection": frame.connection,
+        "sequence": frame.sequence,
+        "received_ns": frame.received_ns,
+        "symbol": None if dead.symbol is None else _storable(dead.symbol),
+        "stage": dead.stage,
+        "reason": _storable(dead.reason),
+        "payload": frame.payload,
+    }
+
+
+def _storable(text: str) -> str:
+    """What came from outside may hold halves of surrogate pairs, which UTF-8 can't."""
+    return text.encode("utf-8", "backslashreplace").decode()

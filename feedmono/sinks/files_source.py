@@ -1,0 +1,126 @@
+"""Reads back what the files sink stores: finished files, and whole blocks of growing ones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from feedmono import log
+from feedmono.config import FilesConfig
+from feedmono.sinks.base import Source
+from feedmono.sinks.container import PART, ContainerReader, Header, NotAContainer
+from feedmono.sinks.segment import SegmentFile, list_files
+
+_LOOK_AGAIN_S = 0.2
+_BEFORE_ALL = (-1, "")
+
+
+def read_trades(folder: Path, exchange: str) -> Iterator[dict[str, Any]]:
+    """Every normalized trade below ``files.dir`` = *folder*, in the order of the ring; of a file
+    that still grows, what its whole blocks hold.
+
+    :raises NotAContainer: a file is damaged; its text says which and where.
+    """
+    return read_records(folder, exchange, "trades")
+
+
+def read_records(folder: Path, exchange: str, kind: str) -> Iterator[dict[str, Any]]:
+    """As `read_trades`, for any kind: ``trades``, ``raw``, ``dead``."""
+    for file in list_files(folder / exchange, kind):
+        with _open(file) as reader:
+            if (header := reader.header()) is None:
+                continue
+            for block in reader.blocks(header):
+                yield from reader.records(header, block)
+
+
+def count_trades(folder: Path, exchange: str) -> int:
+    """How many trades `read_trades` gives; it looks at the blocks' heads only."""
+    count = 0
+    for file in list_files(folder / exchange, "trades"):
+        with _open(file) as reader:
+            if (header := reader.header()) is not None:
+                count += sum(block.count for block in reader.blocks(header))
+    return count
+
+
+class FilesSource(Source):
+    """Follows the trades of an exchange, across rolls."""
+
+    def __init__(self, config: FilesConfig, exchange: str) -> None:
+        self._folder = config.dir / exchange
+        self._log = log.get(exchange=exchange)
+
+    def follow(self) -> Iterator[Mapping[str, object] | None]:
+        files = list_files(self._folder, "trades")
+        last = _BEFORE_ALL
+        if files:
+            last = _place(files[-1])
+            yield from self._follow_file(files[-1], from_end=True)
+        while True:
+            newer = [f for f in list_files(self._folder, "trades") if _place(f) > last]
+            if newer:
+                last = _place(newer[0])
+                yield from self._follow_file(newer[0], from_end=False)
+            else:
+                time.sleep(_LOOK_AGAIN_S)
+                yield None
+
+    def _follow_file(
+        self, file: SegmentFile, *, from_end: bool
+    ) -> Iterator[Mapping[str, object] | None]:
+        """Its trades, until there is a newer file and this one is read to its end."""
+        try:
+            with _open(file) as reader:
+                header = yield from self._header(file, reader)
+                if header is None:
+                    return
+                offset = header.length
+                if from_end:
+                    for block in reader.blocks(header):
+                        offset = block.end
+                while True:
+                    # Asked before reading: what comes into this file comes before the next.
+                    over = self._is_over(file)
+                    for block in reader.blocks(header, offset):
+                        yield from reader.records(header, block)
+                        offset = block.end
+                    if over:
+                        return
+                    time.sleep(_LOOK_AGAIN_S)
+                    yield None
+        except FileNotFoundError:
+            return
+        except NotAContainer as error:
+            self._log.error("left a damaged file", path=str(file.path), reason=str(error))
+
+    def _header(
+        self, file: SegmentFile, reader: ContainerReader
+    ) -> Generator[None, None, Header | None]:
+        """Waits for the file's header; None: it never came."""
+        while (header := reader.header()) is None:
+            if self._is_over(file):
+                return None
+            time.sleep(_LOOK_AGAIN_S)
+            yield None
+        return header
+
+    def _is_over(self, file: SegmentFile) -> bool:
+        files = list_files(self._folder, "trades")
+        return bool(files) and _place(files[-1]) > _place(file)
+
+
+def _place(file: SegmentFile) -> tuple[int, str]:
+    return file.number, file.start
+
+
+def _open(file: SegmentFile) -> ContainerReader:
+    """Opens it under whichever of its two names it has at this moment."""
+    try:
+        return ContainerReader(file.path)
+    except FileNotFoundError:
+        if file.finished:
+            raise
+        return ContainerReader(file.path.with_name(file.path.name.removesuffix(PART)))

@@ -1,0 +1,323 @@
+"""The Kafka sink: raw frames, normalized trades and dead letters to the topics of an exchange.
+
+The producer is idempotent and knows no message timeout: what it holds waits for the broker as
+long as it takes, and a full queue is the backpressure. Delivery reports are ordered per
+partition only, so entries stand in a queue of their own, and what is acknowledged is the end of
+the longest run of complete ones at its head. What fails goes through `Resender`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from confluent_kafka import KafkaException, Producer
+
+from feedmono import resources
+from feedmono.config import KafkaConfig
+from feedmono.log import Log
+from feedmono.sinks import kafka_topics
+from feedmono.sinks.base import Entry, Sink, SinkFailed, SinkStats
+from feedmono.sinks.kafka_client import BrokerTrouble, ClientLog, describe, properties
+from feedmono.sinks.kafka_dead import Copies, DeadLetters
+from feedmono.sinks.kafka_message import Failure, Headers, Layout, Outgoing, Pending
+from feedmono.sinks.kafka_resend import Resender
+from feedmono.sinks.kafka_topics import Creation, Limits, Topics
+from feedmono.sinks.registry import RegistryTrouble, SchemaRegistry
+
+QUEUE_MESSAGES = 100_000
+QUEUE_KBYTES = 64 * 1024
+_BATCH_BYTES = 1_000_000
+# librdkafka accepts no smaller message.max.bytes.
+_LEAST_MESSAGE_BYTES = 1000
+# A topic that is missing fails its messages after this time (30 s by default), and is then
+# created again; until then they wait in the producer.
+_MISSING_TOPIC_MS = 5000
+_FLUSH_S = 0.05
+_CLOSE_S = 2.0
+_STALLED_S = 5.0
+_POLL_S = 0.005
+_POLL_STALLED_S = 0.1
+_IDLE_S = 1.0
+
+
+class KafkaSink(Sink):
+    """Stores an exchange's entries in its three topics; see `Sink` for the promises."""
+
+    def __init__(
+        self, config: KafkaConfig, exchange: str, *, linger_s: float, dead_dir: Path, log: Log
+    ) -> None:
+        """:param linger_s: how long a message may wait for company in its batch.
+        :param dead_dir: the folder for whole copies of dead letters."""
+        # Of the dead letters it counts those that it made itself: the others were known before.
+        self.stats = SinkStats()
+        self._config = config
+        self._exchange = exchange
+        self._linger_s = linger_s
+        self._dead_dir = dead_dir
+        self._log = log
+        self._client_log = ClientLog(log, self._count_error)
+        self._topics = Topics.of(config.topic_prefix, exchange)
+        self._schema_id: int | None = None
+        self._limits: Limits | None = None
+        self._not_open = "not opened yet"
+        self._producer: Producer | None = None
+        # Made by `open`, together with the producer.
+        self._layout: Layout
+        self._dead_letters: DeadLetters
+        self._resender: Resender
+
+        self._pendings: deque[Pending] = deque()
+        self._partial: tuple[Pending, int] | None = None
+        self._acknowledged: int | None = None
+        self._moved_at = time.monotonic()
+
+    def _count_error(self) -> None:
+        self.stats.errors += 1
+
+    # Opening
+
+    def open(self) -> bool:
+        """See `Sink.open`. Registers the schema and creates missing topics before the producer
+        is made: without both, nothing is produced."""
+        problems = []
+        if self._schema_id is None:
+            try:
+                self._schema_id = self._register()
+            except RegistryTrouble as error:
+                problems.append(str(error))
+        if self._limits is None:
+            try:
+                self._limits = kafka_topics.prepare(self._config, self._topics, self._log)
+            except BrokerTrouble as error:
+                problems.append(str(error))
+            except KafkaException as error:
+                raise SinkFailed(f"kafka.properties: {describe(error)}") from error
+        if self._schema_id is None or self._limits is None:
+            self._not_open = "; ".join(problems)
+            self.stats.errors += len(problems)
+            return False
+        self._start(self._schema_id, self._limits)
+        return True
+
+    def _register(self) -> int:
+        registry = SchemaRegistry(self._config.schema_registry_url)
+        try:
+            schema = resources.path("schemas", "trade.avsc").read_text(encoding="utf-8")
+            return registry.register(f"{self._topics.trades}-value", schema, self._log)
+        finally:
+            registry.close()
+
+    def _start(self, schema_id: int, limits: Limits) -> None:
+        topics = self._topics
+        self._layout = Layout(topics.raw, topics.trades, b"\0" + schema_id.to_bytes(4, "big"))
+        copies = Copies(self._dead_dir, self._exchange, self._log)
+        self._dead_letters = DeadLetters(topics.dead, limits.dead, copies)
+        self._resender = Resender(
+            self._layout,
+            self._dead_letters,
+            lambda: self._new_producer(limits, alone=True),
+            self._new_creation,
+            self.stats,
+            self._log,
+        )
+        self._producer = self._new_producer(limits)
+
+    def _new_producer(self, limits: Limits, alone: bool = False) -> Producer:
+        own: dict[str, str | int | bool] = {
+            "enable_idempotence": True,
+            "acks": "all",
+            "compression_type": "lz4",
+            "message_timeout_ms": 0,
+            "partitioner": "murmur2_random",
+            "linger_ms": 0 if alone else max(0, round(self._linger_s * 1000)),
+            # One batch above a topic's limit fails all its messages.
+            "batch_size": min(_BATCH_BYTES, min(limits) * 9 // 10),
+            "message_max_bytes": max(_LEAST_MESSAGE_BYTES, *limits),
+            "queue_buffering_max_messages": QUEUE_MESSAGES,
+            "queue_buffering_max_kbytes": QUEUE_KBYTES,
+            "topic_metadata_propagation_max_ms": _MISSING_TOPIC_MS,
+        }
+        client_id = f"feedmono-{self._exchange}" + ("-alone" if alone else "")
+        config = properties(self._config, client_id, self._client_log, **own)
+        if alone:
+            config["batch.num.messages"] = 1
+        try:
+            return Producer(config)
+        except KafkaException as error:
+            raise SinkFailed(f"kafka.properties: {describe(error)}") from error
+
+    def _new_creation(self, missing: set[str]) -> Creation:
+        admin = kafka_topics.admin_client(self._config, ClientLog(self._log))
+        return Creation(admin, self._config, self._topics, missing)
+
+    # Writing
+
+    def write(self, entries: Sequence[Entry]) -> int:
+        """See `Sink.write`. Takes none while something that failed is not settled."""
+        if self._producer is None or self._resender.active:
+            return 0
+        failures = self._resender.failures
+        for taken, entry in enumerate(entries):
+            if not self._take(entry):
+                return taken
+            if failures:
+                return taken + 1
+        return len(entries)
+
+    def _take(self, entry: Entry) -> bool:
+        """Hands an entry's messages to librdkafka; False: its queue is full, and the same entry
+        is to be offered again."""
+        if self._partial is not None:
+            pending, handed = self._partial
+            assert pending.entry.end == entry.end, "entries are offered again in their order"
+            self._partial = None
+            return self._hand_over(pending, handed)
+        count = (entry.symbol is not None) + len(entry.trades) + (entry.dead is not None)
+        if not count:
+            self._skip(entry.end)
+            return True
+        assert self._producer is not None
+        layout = self._layout
+        pending = Pending(entry, count, self._resender.failures)
+        self._pendings.append(pending)
+        # By position and through local names: this is the hot path. What the shortcut can't do
+        # is found out, and done, by `_hand_over`.
+        produce, delivered = self._producer.produce, pending.delivered
+        handed = 0
+        try:
+            if entry.symbol is not None:
+                frame = entry.frame
+                headers: Headers = [("frame", frame.tag)]
+                key = entry.symbol
+                produce(layout.raw_topic, frame.payload, key, -1, delivered, None, 0, headers)
+                handed = 1
+            topic, prefix = layout.trades_topic, layout.trade_prefix
+            for symbol, body in entry.trades:
+                produce(topic, prefix + body, symbol, -1, delivered)
+                handed += 1
+        except (BufferError, KafkaException):
+            return self._hand_over(pending, handed)
+        return handed == count or self._hand_over(pending, handed)
+
+    def _hand_over(self, pending: Pending, handed: int) -> bool:
+        """Hands over an entry's messages but the first *handed*; False: the queue is full."""
+        messages = list(self._layout.messages(pending))
+        if (dead := pending.entry.dead) is not None:
+            place = Outgoing(pending, len(messages) + 1, "", b"", None)
+            payload = pending.entry.frame.payload
+            messages.append(self._dead_letters.letter(place, dead, payload))
+        for index in range(handed, len(messages)):
+            try:
+                self._produce(messages[index])
+            except BufferError:
+                self._partial = pending, index
+                return False
+        return True
+
+    def _produce(self, message: Outgoing) -> None:
+        """Produces one message; what librdkafka refuses at once is noted as failed.
+
+        :raises BufferError: the queue is full.
+        """
+        assert self._producer is not None
+        report = partial(self._resender.reported, message)
+        try:
+            self._producer.produce(
+                message.topic, message.value, message.key, -1, report, None, 0, message.headers
+            )
+        except KafkaException as error:
+            # It never met another message in a batch.
+            failure = Failure(error.args[0], message.pending, message, alone=True)
+            self._resender.failures.append(failure)
+
+    def _skip(self, end: int) -> None:
+        """An entry without messages is acknowledged with its predecessors."""
+        if self._pendings:
+            self._pendings[-1].end = end
+        else:
+            self._acknowledged = end
+
+    # Acknowledging
+
+    def poll(self, timeout_s: float) -> int | None:
+        """See `Sink.poll`."""
+        if self._producer is None:
+            return self._acknowledged
+        resender, alone = self._resender, self._resender.alone
+        try:
+            if alone is None or not resender.busy:
+                self._producer.poll(timeout_s)
+            else:
+                self._producer.poll(0)
+                alone.poll(timeout_s)
+        except Exception as error:
+            # A fatal error can come out of librdkafka as a SystemError.
+            raise SinkFailed(f"the Kafka producer failed: {describe(error)}") from error
+        if self._client_log.fatal:
+            raise SinkFailed(f"the Kafka producer failed: {self._client_log.fatal}")
+        if resender.active:
+            resender.step(self._producer)
+        return self._advance()
+
+    def _advance(self) -> int | None:
+        """Acknowledges the complete entries at the head of the queue."""
+        pendings = self._pendings
+        waiting = len(pendings)
+        while pendings and not pendings[0].left:
+            self._acknowledged = pendings.popleft().end
+        if not pendings or len(pendings) < waiting:
+            self._moved_at = time.monotonic()
+            if self._client_log.last_error:
+                self._client_log.forget()
+        return self._acknowledged
+
+    def flush(self) -> None:
+        """See `Sink.flush`."""
+        if self._producer is None:
+            return
+        try:
+            # While it flushes, librdkafka sends without lingering.
+            self._producer.flush(_FLUSH_S)
+        except Exception as error:  # as in `poll`
+            raise SinkFailed(f"the Kafka producer failed: {describe(error)}") from error
+
+    def close(self) -> None:
+        """See `Sink.close`. Blocks for two seconds at most while messages are under way."""
+        if self._producer is None:
+            return
+        try:
+            left = self._producer.flush(_CLOSE_S)
+        except Exception as error:  # as in `poll`; what is lost with it was not acknowledged
+            self._log.warning("the Kafka producer failed at its end", error=describe(error))
+        else:
+            if left:
+                self._log.warning("closed with unacknowledged messages", messages=left)
+        self._advance()
+        self._producer = self._resender.alone = None
+
+    def wait_s(self) -> float:
+        """See `Sink.wait_s`."""
+        if not self._pendings:
+            return _IDLE_S
+        return _POLL_STALLED_S if self._stalled_s > _IDLE_S else _POLL_S
+
+    @property
+    def _stalled_s(self) -> float:
+        """For how long nothing has been acknowledged although something waits."""
+        return time.monotonic() - self._moved_at if self._pendings else 0.0
+
+    @property
+    def trouble(self) -> str:
+        """See `Sink.trouble`."""
+        if self._producer is None:
+            return self._not_open
+        if self._resender.trouble:
+            return self._resender.trouble
+        if self._stalled_s < _STALLED_S:
+            return ""
+        reason = self._client_log.last_error or "no reason is known yet"
+        return f"the Kafka broker {self._config.bootstrap_servers} acknowledges nothing: {reason}"

@@ -1,0 +1,95 @@
+"""What the tests of the files sink share: entries, clocks, and a sink on a folder of its own."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import fastavro
+
+from feedmono.avro import TradeEncoder
+from feedmono.config import FilesConfig
+from feedmono.sinks.base import DeadLetter, Entry, Frame
+from feedmono.sinks.files import FilesSink, read_trades
+from feedmono.trade import BUY, Trade
+
+EXCHANGE = "binance"
+FIRST_SEQUENCE = 1_795_392_281_000_000
+START_S = 1_795_392_281.5  # 2026-11-23T00:04:41Z
+ENCODER = TradeEncoder(EXCHANGE)
+CANONICAL = {"BTCUSDT": "BTC/USDT"}
+
+
+class Clock:
+    def __init__(self, now_s: float) -> None:
+        self.now_s = now_s
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def entry(number: int, *, dead: DeadLetter | None = None, padding: bytes = b"") -> Entry:
+    """Ring record *number*, of one trade with that id, acknowledged as number + 1."""
+    frame = Frame(b'{"t":%d}' % number + padding, 1, FIRST_SEQUENCE + number, number * 1000, 0)
+    trade = Trade("BTCUSDT", number, "61837.63", "0.02", BUY, 1_723_161_255_342_000 + number, True)
+    encoded = ENCODER.encode([trade], CANONICAL, 0, number * 1000, frame.sequence, 5)
+    return Entry(number + 1, frame, "BTCUSDT", encoded, dead)
+
+
+def entries(first: int, behind: int) -> list[Entry]:
+    return [entry(number) for number in range(first, behind)]
+
+
+class Rig:
+    """A sink on a folder of its own with clocks that the test turns."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.clock = Clock(50.0)
+        self.wall = Clock(START_S)
+
+    def config(self, **changes: Any) -> FilesConfig:
+        values = {"roll_interval_s": 3600.0, "roll_size_bytes": 1 << 28, "sync_interval_s": 1.0}
+        return FilesConfig(dir=self.folder, **{**values, **changes})
+
+    def sink(self, *, max_buffered_bytes: int = 1 << 26, **changes: Any) -> FilesSink:
+        return FilesSink(
+            self.config(**changes),
+            EXCHANGE,
+            clock=self.clock,
+            wall=self.wall,
+            max_buffered_bytes=max_buffered_bytes,
+        )
+
+    def opened(self, **changes: Any) -> FilesSink:
+        sink = self.sink(**changes)
+        assert sink.open(), sink.trouble
+        return sink
+
+    def names(self, pattern: str = "*") -> list[str]:
+        return sorted(path.name for path in (self.folder / EXCHANGE).glob(pattern))
+
+    def ids(self) -> list[int]:
+        """The ids of all trades in all files, as feedmono reads them."""
+        return [int(trade["trade_id"]) for trade in read_trades(self.folder, EXCHANGE)]
+
+    def finished_ids(self) -> list[int]:
+        """The same as fastavro's own reader reads the finished files."""
+        found: list[int] = []
+        for name in self.names("trades-*.avro"):
+            with (self.folder / EXCHANGE / name).open("rb") as file:
+                found += [int(trade["trade_id"]) for trade in fastavro.reader(file)]  # type: ignore[index,call-overload]
+        return found
+
+
+def store(sink: FilesSink, batch: Sequence[Entry]) -> int | None:
+    assert sink.write(batch) == len(batch)
+    sink.flush()
+    return sink.poll(0)
+
+
+def incompressible(first: int, behind: int) -> list[Entry]:
+    chance = random.Random(first)
+    return [entry(number, padding=chance.randbytes(2000)) for number in range(first, behind)]

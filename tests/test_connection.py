@@ -1,0 +1,540 @@
+"""An open connection: what it delivers, what it answers, and what ends it."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from toy import Desk, Dice, Events, Toy, events, limits, running, trades, welcome, wire
+from wsserver import BINARY, CLOSE, PING, PONG, TEXT, Peer, Server, frame
+
+from feedmono.connection import State
+
+__all__ = ["events"]
+
+
+# --- What is delivered.
+
+
+def test_trades_and_whatever_is_not_understood_are_delivered_in_order_control_is_not(
+    tmp_path: Path, events: Events
+) -> None:
+    def script(peer: Peer, number: int) -> None:
+        welcome(peer)
+        mixed = [b"trade 1", b"odd 2", b"beat", b"\xff\x00", b"trade 3", b"status online", b""]
+        peer.send(wire(mixed))
+        peer.hold()
+
+    desk = Desk()
+    with Server(script) as server, running(tmp_path, server.url, desk):
+        desk.wait(lambda: len(desk.delivered) == 5 and desk.frames == 9)
+    assert desk.payloads == [b"trade 1", b"odd 2", b"\xff\x00", b"trade 3", b""]
+    assert len(desk.unknowns) == 2
+    assert desk.symbols == {"A": "subscribed", "B": "subscribed"}
+    assert desk.states == [
+        State.CONNECTING,
+        State.SUBSCRIBING,
+        State.FLOWING,
+        State.STOPPED,
+    ]
+    assert events.named("connected")[0]["connection"] == 7
+    assert events.named("subscribed")[0]["symbols"] == 2
+    assert events.named("disconnected")[0]["frames"] == 9
+
+
+def test_the_session_says_which_path_is_opened(tmp_path: Path) -> None:
+    requests: list[str] = []
+
+    def script(peer: Peer, number: int) -> None:
+        requests.append(peer.request)
+        peer.hold()
+
+    desk = Desk()
+    with Server(script) as server, running(tmp_path, server.url, desk):
+        desk.wait(lambda: State.SUBSCRIBING in desk.states)
+    assert requests[0].startswith("GET /toy?wanted=1 HTTP/1.1\r\n")
+    assert "extensions" not in requests[0].lower()
+
+
+def test_a_binary_message_is_delivered_as_such_in_its_place(tmp_path: Path) -> None:
+    def script(peer: Peer, number: int) -> None:
+        welcome(peer)
+        peer.send(frame(b"trade 1") + frame(b"\x00\x01", BINARY) + frame(b"trade 2"))
+        peer.hold()
+
+    desk = Desk()
+    with Server(script) as server, running(tmp_path, server.url, desk):
+        desk.wait(lambda: len(desk.delivered) == 3)
+    assert [(d.payload, d.binary) for d in desk.delivered] == [
+        (b"trade 1", False),
+        (b"\x00\x01", True),
+        (b"trade 2", False),
+    ]
+    assert desk.unknowns == ["a binary message"]
+
+
+def test_a_batch_carries_the_time_of_its_read(tmp_path: Path) -> None:
+    def script(peer: Peer, number: int) -> None:
+        welcome(peer)
+        peer.send(wire(trades(0, 10)))
+        desk.wait(lambda: len(desk.delivered) == 10)
+        peer.send(wire(trades(10, 10)))
+        peer.hold()
+
+    desk = Desk()
+    before = time.time_ns()
+    with Server(script) as server, running(tmp_path, server.url, desk):
+        desk.wait(lambda: len(desk.delivered) == 20)
+    times = [d.received_ns for d in desk.delivered]
+    assert before <= times[0] < times[10] <= time.time_ns()
+    assert times == sorted(times)
+    assert len(set(times)) == 2
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 7, 1400])
+def test_a_slow_server_and_fragments_change_nothing(tmp_path: Path, piece_bytes: int) -> None:
+    stream = wire(trades(0, 30)) + frame(b"trade ", final=False) + frame(b"?", PING)
+    stream += frame(b"30", 0) + wire(trades(31, 5))
+
+    def script(peer: Peer, number: int) -> None:
+        peer.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        welcome(peer)
+        for start in range(0, len(stream), piece_bytes):
+            peer.send(stream[start : start + piece_bytes])
+        peer.hold()
+
+    desk = Desk()
+    with Server(script) as server, running(tmp_path, server.url, desk):
+        desk.wait(lambda: len(desk.delivered) == 36)
+    assert desk.payloads == trades(0, 36)
+
+
+def test_a_burst_far_above_the_buffer_arrives_whole(tmp_path: Path) -> None:
+    expected = [m + b"x" * 300 for m in trades(0, 20_000)]
+
+    def script(peer: Peer, number: int) -> None:
+        welcome(peer)
+        peer.send(wire(expected))
+        peer.hold()
+
+    desk = Desk()
+    with Server(script) as server, running(tmp_path, server.url, desk):
+        desk.wait(lambda: len(desk.delivered) == len(expected))
+        size_bytes = len(wire([b"ok A", b"ok B", *expected]))
+        desk.wait(lambda: desk.size_bytes == size_bytes)
+    assert desk.payloads == expected
+
+
+# --- What is answered.
+
+
+def test_a_ping_is_answered_with_its_payload(tmp_path: Path) -> None:
+    def script(peer: Peer, number: int) -> None:
+        welcome(peer)
+        peer.send(frame(b"payload \x00\xff", PING))
+        assert peer.until(PONG).payload == b"payload \x00\xff"
+        peer.send(frame(b"trade 1"))
+        peer.hold()
+
+    desk = Desk()
+    with Server(script) as server, running(tmp_path, server.url, desk):
+        desk.wait(lambda: desk.payloads == [b"trade 1"])
+
+
+def test_a_storm_of_pings_costs_few_answers_the_last_one_included(tmp_path: Path) -> None:
+    answers: list[bytes] = []
+
+    def script(peer: Peer, number: int) -> None:
+        welcome(peer)
+        peer.send(b"".join(frame(b"%d" % i, PING) for i in range(50_000)) + frame(b"trade 1"))
+        while not answers or answers[-1] != b"49999":
+            answers.append(peer.until(PONG).payload)
+        peer.hold()
+
+    desk = Desk()
+    with Server(script) as server, running(tmp_path, server.url, desk):
+        desk.wait(lambda: desk.payloads == [b"trade 1"])
+        desk.wait(lambda: bool(answers) and answers[-1] == b"49999")
+    assert len(answers) < 1000
+
+
+# --- What ends it.
+
+
+def run_ends(
+    tmp_path: Path,
+    ending: bytes,
+    *,
+    frame_limit_bytes: int = 1 << 20,
+    reset: bool = False,
+    eof: bool = False,
+) -> tuple[Desk, list[int]]:
+    """First two trades and *ending*; on the next connection one more trade. What was told, and
+    the close codes that the server got."""
+    codes: list[int] = []
+
+    def script(peer: Peer, number: int) -> None:
+        welcome(peer)
+        if number:
+            peer.send(frame(b"trade after"))
+            peer.hold()
+            return
+        peer.send(wire(trades(0, 2)) + ending)
+        if reset or eof:
+            desk.wait(lambda: len(desk.delivered) == 2)
+            peer.reset() if reset else peer.sock.close()
+            return
+        codes.append(int.from_bytes(peer.until(CLOSE).payload[:2], "big"))
+
+    desk = Desk()
+    config = limits(frame_limit_bytes=frame_limit_bytes)
+    with Server(script) as server, running(tmp_path, server.url, desk, config=config):
+        desk.wait(lambda: b"trade after" in desk.payloads)
+    assert desk.payloads == [*trades(0, 2), b"trade after"]
+    return desk, codes
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 1008, 1011, 1012, 1013, 4000])
+def test_a_close_frame_is_echoed_and_its_code_is_the_reason(tmp_path: Path, code: int) -> None:
+    desk, codes = run_ends(tmp_path, frame(code.to_bytes(2, "big") + b"why", CLOSE))
+    assert desk.reconnects == [f"closed {code}"]
+    assert codes == [code]
+
+
+def test_a_close_frame_without_a_code_is_answered(tmp_path: Path, events: Events) -> None:
+    desk, codes = run_ends(tmp_path, frame(b"", CLOSE))
+    assert desk.reconnects == ["closed 1005"]
+    assert codes == [1000]
+    assert events.named("disconnected")[0]["reason"] == "closed 1005"
+
+
+def test_a_message_above_the_limit_ends_the_connection_with_1009(tmp_path: Path) -> None:
+    too_large = frame(b"trade " + b"x" * 1000)
+    desk, codes = run_ends(tmp_path, too_large, frame_limit_bytes=1000)
+    assert desk.reconnects == ["too large"]
+    assert codes == [1009]
+
+
+def test_garbage_ends_the_connection_with_1002(tmp_path: Path) -> None:
+    desk, codes = run_ends(tmp_path, b"\xde\xad\xbe\xef" * 10)
+    assert desk.reconnects == ["protocol error"]
+    assert codes == [1002]
+
+
+@pytest.mark.parametrize("kind", ["reset", "eof"])
+def test_a_cut_inside_a_frame_loses_only_that_frame(tmp_path: Path, kind: str) -> None:
+    torn = frame(b"trade torn")[:5]
+    desk, _ = run_ends(tmp_path, torn, reset=kind == "reset", eof=kind == "eof")
+    assert desk.reconnects == ["lost"]
+
+
+def test_an_announced_shutdown_is_followed_at_once_after_the_rest_of_its_batch(
+    tmp_path: Path,
+) -> None:
+    def script(peer: Peer, number: int) -> None:
+        welcome(peer)
+        peer.send(wire([b"trade 1", b"bye maintenance", b"trade 2"]) if number == 0 else b"")
+        assert peer.until(CLOSE).payload[:2] == (1000).to_bytes(2, "big")
+        # On its way before the server saw the close.
+        peer.send(wire([b"trade 3"]) + frame((1000).to_bytes(2, "big"), CLOSE))
+
+    desk, dice = Desk(), Dice()
+    with Server(script) as server, running(tmp_path, server.url, desk, dice=dice):
+        desk.wait(lambda: desk.states.count(State.SUBSCRIBING) == 2)
+        desk.wait(lambda: desk.states[-1] is State.FLOWING)
+    assert desk.reconnects == ["shutdown"]
+    assert desk.payloads == [b"trade 1", b"trade 2", b"trade 3", b"trade 3"]
+    assert dice.bounds == [0.5]
+
+
+def test_subscriptions_that_are_never_answered_bring_a_new_connection(tmp_path: Path) -> None:
+    def script(peer: Peer, number: int) -> None:
+        if number:
+            welcome(peer)
+        else:
+            peer.send(frame(b"ok A"))
+        peer.hold()
+
+    desk = Desk()
+    exchange = Toy(answer_limit_s=0.1)
+    with Server(script) as server, running(tmp_path, server.url, desk, exchange=exchange):
+        desk.wait(lambda: "B" in desk.symbols)
+    assert desk.reconnects == ["unanswered"]
+
+
+# --- Dead and useless connections.
+
+
+def test_a_mute_connection_is_asked_by_a_ping_and_then_replaced(tmp_path: Path) -> None:
+    pings: list[float] = []
+    gone: list[float] = []
+
+    def script(peer: Peer, number: int) -> None:
+        if number == 0:
+            opened = time.monotonic()
+            peer.until(PING)
+            pings.append(time.monotonic() - opened)
+            peer.hold()
+            gone.append(time.monotonic() - opened)
+        else:
+            welcome(peer)
+            peer.hold()
+
+    desk = Desk()
+    config = limits(silence_limit_s=0.9)
+    with Server(script) as server, running(tmp_path, server.url, desk, config=config):
+        desk.wait(lambda: "A" in desk.symbols)
+    assert desk.reconnects == ["silent"]
+    assert 0.2 < pings[0] < gone[0]
+    assert gone[0] > 0.8
+
+
+def test_a_half_open_connection_is_found_though_it_flowed_before(tmp_path: Path) -> None:
+    def script(peer: Peer, number: int) -> None:
+        welcome(peer)
+        peer.send(frame(b"trade %d" % number))
+        # Reads nothing, answers nothing, ends nothing, as behind a cable that was pulled.
+        desk.wait(lambda: len(desk.reconnects) > number)
+
+    desk = Desk()
+    config = limits(silence_limit_s=0.2)
+    with Server(script) as server, running(tmp_path, server.url, desk, config=config):
+        desk.wait(lambda: len(desk.delivered) == 2)
+        desk.wait(lambda: len(desk.reconnects) >= 2)
+    assert desk.reconnects[:2] == ["silent", "silent"]
+
+
+def test_a_quiet_server_that_answers_pings_is_alive(tmp_path: Path) -> None:
+    answered = threading.Semaphore(0)
+
+    def script(peer: Peer, number: int) -> None:
+        welcome(peer)
+        while (got := peer.receive()) is not None:
+            peer.send(frame(got.payload, PONG if got.opcode == PING else CLOSE))
+            answered.release()
+
+    desk = Desk()
+    config = limits(silence_limit_s=0.3)
+    with Server(script) as server, running(tmp_path, server.url, desk, config=config):
+        for _ in range(6):
+            assert answered.acquire(timeout=10)
+    assert desk.reconnects == []
+
+
+def test_a_connection_that_beats_without_trades_is_stale_ever_later_until_data_comes(
+    tmp_path: Path,
+) -> None:
+    lives: list[float] = []
+
+    def script(peer: Peer, number: int) -> None:
+        welcome(peer)
+        opened = time.monotonic()
+        if number == 2:
+            peer.send(frame(b"trade 1"))
+        try:
+            peer.sock.settimeout(0.02)
+            while True:
+                try:
+                    if peer.sock.recv(100) == b"":
+                        break
+                    peer.send(frame((1000).to_bytes(2, "big"), CLOSE))
+                    break
+                except TimeoutError:
+                    peer.send(frame(b"beat"))
+        finally:
+            lives.append(time.monotonic() - opened)
+
+    desk, dice = Desk(), Dice()
+    config = limits(stale_limit_s=0.2)
+    with (
+        Server(script) as server,
+        running(tmp_path, server.url, desk, config=config, dice=dice),
+    ):
+        desk.wait(lambda: len(desk.reconnects) == 4)
+    assert desk.reconnects == ["stale"] * 4
+    first, second, third, fourth = lives[:4]
+    assert 0.15 < first < second
+    assert second > 0.35
+    # The third had data at its begin: back to the shortest limit, and the fourth as well.
+    assert third < second
+    assert fourth < second
+    assert dice.bounds == [0.5, 1.0, 0.5, 1.0]
+
+
+def test_silence_is_legitimate_while_the_exchange_does_not_trade(tmp_path: Path) -> None:
+    beats = 0
+
+    def script(peer: Peer, number: int) -> None:
+        nonlocal beats
+        welcome(peer)
+        peer.send(frame(b"status maintenance"))
+        while number == 0 and beats < 40:
+            peer.send(frame(b"beat"))
+            beats += 1
+            time.sleep(0.01)
+            assert desk.reconnects == []
+        if number == 0:
+            peer.send(frame(b"status online"))
+        peer.hold()
+
+    desk = Desk()
+    config = limits(stale_limit_s=0.1)
+    with Server(script) as server, running(tmp_path, server.url, desk, config=config):
+        desk.wait(lambda: len(desk.reconnects) == 1)
+    assert beats == 40
+    assert desk.reconnects[0] == "stale"
+
+
+def test_what_waits_in_the_socket_is_read_before_silence_is_judged(tmp_path: Path) -> None:
+    """After a suspend the clock has jumped: the exchange is not to blame."""
+    ahead_s = 0.0
+
+    def script(peer: Peer, number: int) -> None:
+        nonlocal ahead_s
+        welcome(peer)
+        peer.send(frame(b"trade 1"))
+        desk.wait(lambda: len(desk.delivered) == 1)
+        # While the connection waits in poll(): data and the jump come together.
+        ahead_s = 1000.0
+        peer.send(frame(b"trade 2"))
+        desk.wait(lambda: len(desk.delivered) == 2)
+        peer.hold()
+
+    desk = Desk()
+    with (
+        Server(script) as server,
+        running(tmp_path, server.url, desk, clock=lambda: time.monotonic() + ahead_s),
+    ):
+        desk.wait(lambda: len(desk.delivered) == 2)
+        assert desk.reconnects == []
+
+
+# --- Refusals.
+
+
+def test_a_refused_symbol_is_told_once_and_the_others_flow(tmp_path: Path, events: Events) -> None:
+    def script(peer: Peer, number: int) -> None:
+        peer.until(TEXT)
+        peer.send(wire([b"ok A", b"no B not listed", b"trade 1"]))
+        if number < 2:
+            desk.wait(lambda: len(desk.delivered) == number + 1)
+            peer.sock.close()
+        else:
+            peer.hold()
+
+    desk = Desk()
+    with Server(script) as server, running(tmp_path, server.url, desk):
+        desk.wait(lambda: len(desk.delivered) == 3)
+    assert desk.symbols == {"A": "subscribed", "B": "not listed"}
+    refused = events.named("refused")
+    assert [(e["symbol"], e["reason"]) for e in refused] == [("B", "not listed")]
+
+
+def test_when_every_symbol_is_refused_the_connection_stays_without_a_storm(
+    tmp_path: Path, events: Events
+) -> None:
+    def script(peer: Peer, number: int) -> None:
+        peer.until(TEXT)
+        peer.send(wire([b"no A unknown", b"no B unknown"]))
+        for _ in range(30):
+            peer.send(frame(b"beat"))
+            time.sleep(0.01)
+        peer.send(frame(b"trade late"))
+        peer.hold()
+
+    desk = Desk()
+    config = limits(stale_limit_s=0.05)
+    with Server(script) as server, running(tmp_path, server.url, desk, config=config):
+        desk.wait(lambda: desk.payloads == [b"trade late"])
+    assert desk.reconnects == []
+    assert server.accepted == 1
+    assert [e["symbols"] for e in events.named("every symbol was refused")] == [2]
+
+
+# --- A full ring.
+
+
+def test_a_full_ring_stops_the_reading_and_loses_nothing_when_room_returns(
+    tmp_path: Path,
+) -> None:
+    expected = [m + b"x" * 1000 for m in trades(0, 30_000)]
+    sent = 0
+
+    def script(peer: Peer, number: int) -> None:
+        nonlocal sent
+        welcome(peer)
+        peer.send(frame(b"?", PING))
+        for start in range(0, len(expected), 100):
+            peer.send(wire(expected[start : start + 100]))
+            sent = start + 100
+        peer.hold()
+
+    desk = Desk(room=10)
+    with Server(script) as server, running(tmp_path, server.url, desk):
+        desk.wait(lambda: desk.room == 0)
+        offers = desk.offers
+        desk.wait(lambda: desk.offers > offers + 20)
+        assert sent < len(expected), "30 MB fit nowhere: the socket was not read"
+        assert len(desk.delivered) == 10
+        desk.make_room()
+        desk.wait(lambda: len(desk.delivered) == len(expected))
+        desk.wait(lambda: len(desk.blocks) == 1)
+    assert desk.payloads == expected
+    assert desk.blocks[0] > 0.1
+    assert desk.lost_frames == 0
+    assert desk.reconnects == []
+
+
+def test_a_long_wait_for_room_is_not_held_against_the_exchange(tmp_path: Path) -> None:
+    def script(peer: Peer, number: int) -> None:
+        welcome(peer)
+        peer.send(wire(trades(0, 2)))
+        desk.wait(lambda: len(desk.delivered) == 2)
+        peer.send(frame(b"beat") + frame(b"trade 2"))
+        peer.hold()
+
+    desk = Desk(room=1)
+    config = limits(silence_limit_s=0.2, stale_limit_s=0.2)
+    with Server(script) as server, running(tmp_path, server.url, desk, config=config):
+        desk.wait(lambda: desk.offers > 40)
+        desk.make_room()
+        desk.wait(lambda: len(desk.delivered) == 3)
+        assert desk.reconnects == []
+    assert desk.blocks[0] > 0.3
+
+
+def test_frames_without_room_at_the_stop_are_counted_as_lost(
+    tmp_path: Path, events: Events
+) -> None:
+    def script(peer: Peer, number: int) -> None:
+        welcome(peer)
+        peer.send(wire(trades(0, 100)))
+        peer.hold()
+
+    desk = Desk(room=40)
+    with Server(script) as server, running(tmp_path, server.url, desk) as run:
+        desk.wait(lambda: desk.offers > 3)
+        assert run.stop() < 1.0
+    assert desk.payloads == trades(0, 40)
+    assert desk.lost_frames == 60
+    assert [e["lost"] for e in events.named("stopped while the ring was full")] == [60]
+
+
+def test_an_error_of_the_ring_leaves_the_thread(tmp_path: Path) -> None:
+    class Broken(Desk):
+        def deliver(self, *_: object) -> int:
+            raise OSError("the ring is gone")
+
+    def script(peer: Peer, number: int) -> None:
+        welcome(peer)
+        peer.send(frame(b"trade 1"))
+        peer.hold()
+
+    desk = Broken()
+    with Server(script) as server, running(tmp_path, server.url, desk) as run:
+        run.join()
+        assert str(run.error) == "the ring is gone"
+    assert desk.states[-1] is State.STOPPED

@@ -1,0 +1,489 @@
+"""Binance: frames to trades, sessions of subscriptions, metadata."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from typing import Any
+
+import pytest
+from sessions import START_S, Run, drive, frame, recorded
+
+from feedmono.exchanges import load, names
+from feedmono.exchanges.base import (
+    Data,
+    Event,
+    Refused,
+    Session,
+    Shutdown,
+    Subscribed,
+    Unanswered,
+    Undecodable,
+    Unknown,
+)
+from feedmono.exchanges.binance import Binance
+from feedmono.trade import BUY, MAX_TIME_US, SELL, STREAM, Trade
+
+BINANCE = Binance()
+TIME_US = 1_723_161_255_342_123
+TRADE: dict[str, Any] = {
+    "e": "trade",
+    "E": TIME_US + 1000,
+    "s": "BTCUSDT",
+    "t": 3_735_683_259,
+    "p": "61837.63000000",
+    "q": "0.02000000",
+    "T": TIME_US,
+    "m": True,
+    "M": True,
+}
+
+
+def combined(**changes: Any) -> bytes:
+    """A trade's frame with other fields; None takes a field away."""
+    event = {key: value for key, value in {**TRADE, **changes}.items() if value is not None}
+    return frame({"stream": f"{str(event.get('s')).lower()}@trade", "data": event})
+
+
+def only(data: bytes) -> Trade:
+    decoded = BINANCE.decode(data)
+    assert decoded.problems == ()
+    assert decoded.origin == STREAM
+    (trade,) = decoded.trades
+    return trade
+
+
+def acknowledge(message: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"result": None, "id": message["id"]}]
+
+
+def session(*symbols: str) -> Session:
+    return BINANCE.session(symbols)
+
+
+def many(count: int) -> list[str]:
+    return [f"S{number}USDT" for number in range(count)]
+
+
+# --- Frames
+
+
+def test_the_exchanges_are_found_by_their_files() -> None:
+    assert names() == ["binance", "kraken"]
+    assert [load(name).name for name in names()] == names()
+    with pytest.raises(KeyError):
+        load("base")
+
+
+def test_every_recorded_trade_is_read_with_its_exact_text() -> None:
+    frames = recorded("binance-btcusdt-2024-08.jsonl.gz")
+    assert len(frames) == 19_904
+    for number, data in enumerate(frames):
+        event = json.loads(data)["data"]
+        assert BINANCE.is_data(data)
+        assert only(data) == Trade(
+            symbol="BTCUSDT",
+            trade_id=3_735_683_259 + number,
+            price=event["p"],
+            quantity=event["q"],
+            side=SELL if event["m"] else BUY,
+            time_us=event["T"] * 1000,
+            is_buyer_maker=event["m"],
+        )
+        assert event["t"] == 3_735_683_259 + number
+
+
+def test_a_buyer_who_is_maker_means_that_the_taker_sold() -> None:
+    assert only(combined(m=True)).side == SELL
+    assert only(combined(m=False)).side == BUY
+    assert only(combined(m=False)).is_buyer_maker is False
+
+
+@pytest.mark.parametrize(
+    ("time", "time_us"),
+    [
+        (TIME_US, TIME_US),
+        (1_723_161_255_342, 1_723_161_255_342_000),
+        (10**14, 10**14),
+        (10**14 - 1, None),
+        (1, 1000),
+        (MAX_TIME_US, MAX_TIME_US),
+        (MAX_TIME_US + 1, None),
+        (MAX_TIME_US // 1000, MAX_TIME_US // 1000 * 1000),
+        (MAX_TIME_US // 1000 + 1, None),
+        (0, None),
+        (-1, None),
+    ],
+)
+def test_times_are_microseconds_or_milliseconds_by_their_magnitude(
+    time: int, time_us: int | None
+) -> None:
+    if time_us is None:
+        with pytest.raises(Undecodable, match=r"time \(T\)"):
+            BINANCE.decode(combined(T=time))
+    else:
+        assert only(combined(T=time)).time_us == time_us
+
+
+def test_the_order_ids_of_old_recordings_are_read() -> None:
+    trade = only(combined(b=27_000_000_001, a=2**63 - 1))
+    assert (trade.buyer_order_id, trade.seller_order_id) == (27_000_000_001, 2**63 - 1)
+    assert trade._replace(buyer_order_id=None, seller_order_id=None) == only(combined())
+
+
+@pytest.mark.parametrize("order_id", ["27", 2**63, -1, True, [1]])
+def test_an_unreadable_order_id_costs_only_itself(order_id: object) -> None:
+    decoded = BINANCE.decode(combined(b=order_id, a=28))
+    assert [trade._replace(seller_order_id=None) for trade in decoded.trades] == [only(combined())]
+    assert decoded.trades[0].seller_order_id == 28
+    assert decoded.problems == ("the order id 'b' is no number of 63 bits",)
+
+
+@pytest.mark.parametrize("symbol", ["币安人生USDT", "1000SATSUSDT"])
+def test_a_symbol_need_not_be_of_letters(symbol: str) -> None:
+    assert BINANCE.is_data(combined(s=symbol))
+    assert only(combined(s=symbol)).symbol == symbol
+    escaped = json.dumps({"stream": "x@trade", "data": {**TRADE, "s": symbol}}).encode()
+    assert only(escaped).symbol == symbol
+
+
+@pytest.mark.parametrize("text", ["0.00000001", "5", "0", "1e-7", "1.50E+3", "123456789.12345678"])
+def test_a_number_keeps_its_text(text: str) -> None:
+    trade = only(combined(p=text, q=text))
+    assert (trade.price, trade.quantity) == (text, text)
+
+
+def test_bare_and_reordered_events_are_read_as_well() -> None:
+    assert only(frame(TRADE)) == only(combined())
+    backwards = {"data": dict(reversed(TRADE.items())), "stream": "btcusdt@trade"}
+    assert only(json.dumps(backwards, indent=2).encode()) == only(combined())
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"s": ""}, r"symbol \(s\)"),
+        ({"s": "BTC\0"}, r"symbol \(s\)"),
+        ({"s": 5}, "'s' of a trade is int, not str"),
+        ({"s": "X" * 65}, r"symbol \(s\)"),
+        ({"t": -1}, r"trade id \(t\)"),
+        ({"t": 2**63}, r"trade id \(t\)"),
+        ({"t": 10**4000}, r"trade id \(t\)"),
+        ({"t": "3"}, "'t' of a trade is str, not int"),
+        ({"t": True}, "'t' of a trade is bool, not int"),
+        ({"t": 3.0}, "'t' of a trade is float, not int"),
+        ({"t": None}, "a trade without 't'"),
+        ({"p": 61837.63}, "'p' of a trade is float, not str"),
+        ({"q": None}, "a trade without 'q'"),
+        ({"T": None}, "a trade without 'T'"),
+        ({"T": "1723161255342"}, "'T' of a trade is str, not int"),
+        ({"m": 1}, "'m' of a trade is int, not bool"),
+        ({"m": None}, "a trade without 'm'"),
+        ({"e": "aggTrade"}, "not a trade but the event 'aggTrade'"),
+        ({"e": None}, "a trade without 'e'"),
+    ],
+)
+def test_a_malformed_trade_is_told_with_its_reason(changes: dict[str, Any], reason: str) -> None:
+    # json.dumps refuses 10**4000 as Python refuses to print it: written by hand.
+    data = combined(**{k: v for k, v in changes.items() if v != 10**4000})
+    if changes.get("t") == 10**4000:
+        data = data.replace(b"3735683259", b"1" * 4000)
+    with pytest.raises(Undecodable, match=reason) as told:
+        BINANCE.decode(data)
+    assert len(str(told.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "1,5", "-1.0", ".", ".5", "5.", "007.5", "00.5", "٣.٣", "nan", "1." + "0" * 47, "1.5 "],
+)
+def test_a_price_or_quantity_that_is_no_decimal_is_told(text: str) -> None:
+    with pytest.raises(Undecodable, match=r"the price \(p\) is no decimal"):
+        BINANCE.decode(combined(p=text))
+    with pytest.raises(Undecodable, match=r"the quantity \(q\) is no decimal"):
+        BINANCE.decode(combined(q=text))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\0",
+        b"null",
+        b"[]",
+        b"7",
+        b'{"stream":"btcusdt@trade"}',
+        b'{"stream":"btcusdt@trade","data":null}',
+        b'{"stream":"btcusdt@trade","data":[1]}',
+        combined()[:-1],
+        combined().replace(b"BTCUSDT", b"BTC\xffUSDT"),
+        combined().replace(b"BTCUSDT", b"\\ud800USDT"),
+        combined().replace(b"3735683259", b"1" * 5000),
+        combined().replace(b'"61837.63000000"', b"1e400"),
+        b'{"stream":"btcusdt@trade","data":' + b"[" * 1_000_000,
+        b"[" * 10_000_000,
+        b'{"a":' * 1_000_000,
+        combined(b="x").replace(b'"b":"x"', b'"b":' + b"[" * 900 + b"]" * 900)[:-1],
+    ],
+)
+def test_what_is_no_trade_at_all_is_undecodable_and_nothing_worse(data: bytes) -> None:
+    with pytest.raises(Undecodable):
+        BINANCE.decode(data)
+    assert all(isinstance(e, (Unknown, Data)) for e in session("BTCUSDT").receive(data, START_S))
+
+
+# --- Which frames are data
+
+
+@pytest.mark.parametrize(
+    ("data", "is_data"),
+    [
+        (combined(), True),
+        (combined(s="币安人生USDT"), True),
+        (b'{"result":null,"id":1}', False),
+        (b'{"error":{"code":2,"msg":"x"},"id":2}', False),
+        (b'{"e":"serverShutdown","E":1770123456789}', False),
+        (b'{"stream":"!serverShutdown","data":{"e":"serverShutdown","E":1}}', False),
+        (b'{"stream":"', False),
+        (b'{"stream":""', False),
+        (b"", False),
+        (b"{", False),
+    ],
+)
+def test_the_fast_test_never_takes_a_control_message_for_data(data: bytes, is_data: bool) -> None:
+    assert BINANCE.is_data(data) is is_data
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        frame(TRADE),
+        frame({"data": TRADE, "stream": "btcusdt@trade"}),
+        json.dumps({"stream": "btcusdt@trade", "data": TRADE}).encode(),
+        b'{"data":{"e":"trade","p":1e400}}',
+        b'{ "stream": "btcusdt@trade" , "data": null}',
+    ],
+)
+def test_a_trade_that_is_written_otherwise_is_data_by_the_slow_way(data: bytes) -> None:
+    assert not BINANCE.is_data(data)
+    assert session("BTCUSDT").receive(data, START_S) == (Data(),)
+
+
+# --- Sessions
+
+
+def test_a_session_subscribes_on_one_connection_in_microseconds() -> None:
+    one = session("BTCUSDT", "币安人生USDT", "BTCUSDT")
+    assert one.path == "/stream?timeUnit=MICROSECOND"
+    assert one.pending == {"BTCUSDT", "币安人生USDT"}
+    assert one.next_poll_s() <= START_S
+    texts, events = one.poll(START_S)
+    assert texts == (
+        '{"method":"SUBSCRIBE","params":["btcusdt@trade","币安人生usdt@trade"],"id":1}',
+    )
+    assert events == ()
+    acknowledged = one.receive(b'{"result":null,"id":1}', START_S)
+    assert acknowledged == (Subscribed("BTCUSDT"), Subscribed("币安人生USDT"))
+    assert one.pending == frozenset()
+    assert one.next_poll_s() == float("inf")
+    # The answer to a repetition says nothing new.
+    assert one.receive(b'{"result":null,"id":1}', START_S) == ()
+
+
+def test_the_messages_stay_below_the_rate_and_the_size_that_is_allowed() -> None:
+    run = drive(session(*many(1024)), acknowledge)
+    assert len(run.messages) == 11
+    assert max(len(message["params"]) for _, message in run.messages) <= 100
+    assert run.most_in(1.0) <= 2
+    assert run.told() == [Subscribed(symbol) for symbol in many(1024)]
+    assert len({message["id"] for _, message in run.messages}) == 11
+
+
+def test_polling_too_often_or_too_late_sends_no_faster() -> None:
+    busy = session(*many(1024))
+    times = [START_S + i / 100 for i in range(1, 400)] + [START_S + 60 + i / 100 for i in range(90)]
+    run = Run()
+    for now_s in times:
+        for text in busy.poll(now_s)[0]:
+            message = json.loads(text)
+            run.messages.append((now_s, message))
+            busy.receive(frame({"result": None, "id": message["id"]}), now_s)
+    assert len(run.messages) == 10
+    assert run.most_in(0.999) <= 2
+
+
+@pytest.mark.parametrize("shape", ["flat", "nested"])
+def test_a_refused_request_is_halved_until_the_culprits_are_known(shape: str) -> None:
+    bad = {"s3usdt@trade", "s64usdt@trade", "s65usdt@trade"}
+
+    def answer(message: dict[str, Any]) -> list[dict[str, Any]]:
+        if not bad & set(message["params"]):
+            return acknowledge(message)
+        error: dict[str, Any] = {"code": 2, "msg": "Invalid request: bad stream"}
+        if shape == "flat":
+            return [{**error, "id": message["id"]}]
+        return [{"error": error, "id": message["id"]}]
+
+    one = session(*many(100))
+    run = drive(one, answer)
+    refused = [event for event in run.told() if isinstance(event, Refused)]
+    assert {event.symbol for event in refused} == {"S3USDT", "S64USDT", "S65USDT"}
+    assert {event.reason for event in refused} == {"Invalid request: bad stream (code 2)"}
+    subscribed = [event.symbol for event in run.told() if isinstance(event, Subscribed)]
+    assert len(subscribed) == 97
+    assert set(subscribed) == set(many(100)) - {"S3USDT", "S64USDT", "S65USDT"}
+    assert len(run.told()) == 100
+    assert run.most_in(1.0) <= 2
+    assert one.pending == frozenset()
+
+
+def test_an_unanswered_request_is_repeated_three_times_and_then_given_up() -> None:
+    one = session("BTCUSDT", "ETHUSDT")
+    run = drive(one, lambda _: [])
+    assert [when - START_S for when, _ in run.messages] == [0, 10, 20, 30]
+    assert len({json.dumps(message) for _, message in run.messages}) == 1
+    assert run.events == [(START_S + 40, Unanswered(("BTCUSDT", "ETHUSDT")))]
+    assert one.pending == {"BTCUSDT", "ETHUSDT"}
+    assert one.next_poll_s() == float("inf")
+
+
+def test_an_answer_to_a_repetition_counts() -> None:
+    asked: list[int] = []
+
+    def answer(message: dict[str, Any]) -> list[dict[str, Any]]:
+        asked.append(message["id"])
+        return acknowledge(message) if len(asked) == 3 else []
+
+    run = drive(session("BTCUSDT"), answer)
+    assert run.events == [(START_S + 20.05, Subscribed("BTCUSDT"))]
+    assert asked == [1, 1, 1]
+
+
+def test_a_server_in_trouble_is_asked_again_with_growing_waits() -> None:
+    busy = {"error": {"code": -1008, "msg": "Server is busy"}}
+
+    def answer(message: dict[str, Any]) -> list[dict[str, Any]]:
+        return [{**busy, "id": message["id"]}]
+
+    one = session(*many(150))
+    run = drive(one, answer, for_s=1000)
+    assert not [event for event in run.told() if isinstance(event, Refused)]
+    assert [event for event in run.told() if isinstance(event, Unanswered)]
+    first = [when - START_S for when, message in run.messages if message["id"] == 1]
+    waits = [round(after - before) for before, after in itertools.pairwise(first)]
+    assert len(first) == 4
+    assert waits == sorted(waits)
+    assert waits[-1] >= 2 * waits[0]
+
+
+@pytest.mark.parametrize(
+    ("data", "event"),
+    [
+        (b'{"e":"serverShutdown","E":1770123456789}', Shutdown),
+        (b'{"stream":"!serverShutdown","data":{"e":"serverShutdown","E":1}}', Shutdown),
+        (b'{"data":{"E":1,"e":"serverShutdown"},"stream":"!serverShutdown"}', Shutdown),
+        (b'{"stream":"!serverShutdown","data":null}', Shutdown),
+        (b'{"result":null,"id":99}', Unknown),
+        (b'{"result":null,"id":"1"}', Unknown),
+        (b'{"result":null,"id":true}', Unknown),
+        (b'{"result":null,"id":1.0}', Unknown),
+        (b'{"result":null,"id":[1]}', Unknown),
+        (b'{"result":null}', Unknown),
+        (b'{"id":1}', Unknown),
+        (b'{"result":["btcusdt@trade"],"id":1}', Unknown),
+        (b'{"code":3,"msg":"Invalid JSON: expected value"}', Unknown),
+        (b'{"stream":"btcusdt@depth","data":{"e":"depthUpdate"}}', Unknown),
+        (b"garbage", Unknown),
+        (b"", Unknown),
+        (b'"\xff\xfe"', Unknown),
+    ],
+)
+def test_messages_about_no_request_mean_what_they_say_and_answer_none(
+    data: bytes, event: type[Event]
+) -> None:
+    one = session("BTCUSDT")
+    one.poll(START_S)
+    (told,) = one.receive(data, START_S)
+    assert isinstance(told, event)
+    assert one.pending == {"BTCUSDT"}
+
+
+def test_an_error_with_strange_contents_still_refuses() -> None:
+    deep = b"[" * 500 + b"]" * 500
+    for code, msg in [(b"[1]", deep), (deep, b"null"), (b"1" * 4000, b'"x"'), (b"{}", b"{}")]:
+        one = session("BTCUSDT")
+        one.poll(START_S)
+        data = b'{"id":1,"error":{"code":' + code + b',"msg":' + msg + b"}}"
+        (told,) = one.receive(data, START_S)
+        assert isinstance(told, Refused)
+        assert len(told.reason) < 300
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_symbol_gets_one_verdict_whatever_the_server_answers(seed: int) -> None:
+    rng = random.Random(seed)
+    symbols = many(rng.randint(1, 300))
+    bad = set(rng.sample(symbols, rng.randint(0, len(symbols) // 10)))
+
+    def answer(message: dict[str, Any]) -> list[dict[str, Any]]:
+        replies = 1 if rng.random() < 0.8 else rng.choice([0, 2])
+        asked = {stream.split("@")[0].upper() for stream in message["params"]}
+        if asked & bad:
+            return [{"code": 2, "msg": "no", "id": message["id"]}] * replies
+        return acknowledge(message) * replies
+
+    one = session(*symbols)
+    run = drive(one, answer, for_s=10_000)
+    verdicts: dict[str, str] = {}
+    for event in run.told():
+        assert isinstance(event, (Subscribed, Refused, Unanswered))
+        given = event.symbols if isinstance(event, Unanswered) else (event.symbol,)
+        for symbol in given:
+            assert symbol not in verdicts
+            verdicts[symbol] = type(event).__name__
+            assert (symbol in bad) == isinstance(event, Refused) or isinstance(event, Unanswered)
+    assert set(verdicts) == set(symbols)
+    assert one.pending == {s for s, verdict in verdicts.items() if verdict == "Unanswered"}
+    assert run.most_in(1.0) <= 2
+
+
+# --- Metadata and limits
+
+
+def test_canonical_symbols_come_from_base_and_quote() -> None:
+    rows = [
+        {"symbol": "BTCUSDT", "status": "TRADING", "baseAsset": "BTC", "quoteAsset": "USDT"},
+        {"symbol": "币安人生USDT", "baseAsset": "币安人生", "quoteAsset": "USDT", "filters": [{}]},
+    ]
+    body = frame({"timezone": "UTC", "rateLimits": [], "symbols": rows})
+    assert BINANCE.read_metadata(body) == {
+        "BTCUSDT": "BTC/USDT",
+        "币安人生USDT": "币安人生/USDT",
+    }
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html>",
+        b"[]",
+        b"{}",
+        b'{"code":-1003,"msg":"Too many requests"}',
+        b'{"symbols":[]}',
+        b'{"symbols":[{"symbol":"X"}]}',
+        b'{"symbols":' + b"[" * 100_000,
+        b'{"symbols":[{"symbol":"\xff","baseAsset":"B","quoteAsset":"Q"}]}',
+    ],
+)
+def test_another_answer_is_not_taken_for_metadata(body: bytes) -> None:
+    with pytest.raises(ValueError, match="exchangeInfo"):
+        BINANCE.read_metadata(body)
+
+
+def test_the_limits_are_the_documented_ones() -> None:
+    limits = BINANCE.limits
+    assert limits.symbols_per_connection <= 1024
+    assert (limits.connections, limits.connections_window_s) == (300, 300.0)
+    assert BINANCE.metadata_path == "/api/v3/exchangeInfo"

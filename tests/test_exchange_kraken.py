@@ -1,0 +1,315 @@
+"""Kraken: frames to trades, metadata."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from sessions import START_S, frame, recorded
+
+from feedmono.exchanges.base import (
+    Data,
+    Session,
+    Undecodable,
+    Unknown,
+)
+from feedmono.exchanges.kraken import Kraken
+from feedmono.trade import BUY, MAX_TIME_US, SELL, SNAPSHOT, STREAM, Trade
+
+KRAKEN = Kraken()
+ROW = (
+    '{"symbol":"BTC/USD","side":"buy","price":68500.0,"qty":0.01044926,"ord_type":"limit",'
+    '"trade_id":70635299,"timestamp":"2024-05-27T12:43:11.798009Z"}'
+)
+TRADE = Trade("BTC/USD", 70_635_299, "68500.0", "0.01044926", BUY, 1_716_813_791_798_009)
+
+
+def row(**changes: str) -> str:
+    """A trade with other fields, given as JSON; an empty text takes a field away."""
+    fields = {key: json.dumps(value) for key, value in json.loads(ROW).items()}
+    fields |= {"price": "68500.0", "qty": "0.01044926"} | changes
+    return "{" + ",".join(f'"{key}":{text}' for key, text in fields.items() if text) + "}"
+
+
+def message(*rows: str, kind: str = "update") -> bytes:
+    return f'{{"channel":"trade","type":"{kind}","data":[{",".join(rows)}]}}'.encode()
+
+
+def only(data: bytes) -> Trade:
+    decoded = KRAKEN.decode(data)
+    assert decoded.problems == ()
+    (trade,) = decoded.trades
+    return trade
+
+
+def session(*symbols: str) -> Session:
+    return KRAKEN.session(symbols)
+
+
+# --- Frames
+
+
+def test_every_recorded_trade_is_read_with_its_exact_text() -> None:
+    snapshot, update = recorded("kraken-v2-trade.jsonl")
+    for data, origin in ((snapshot, SNAPSHOT), (update, STREAM)):
+        assert KRAKEN.is_data(data)
+        decoded = KRAKEN.decode(data)
+        assert (decoded.origin, decoded.problems) == (origin, ())
+        rows = json.loads(data, parse_float=str)["data"]
+        assert [
+            (t.symbol, ["buy", "sell"][t.side], t.price, t.quantity, t.trade_id)
+            for t in decoded.trades
+        ] == [(r["symbol"], r["side"], r["price"], r["qty"], r["trade_id"]) for r in rows]
+    assert [trade.time_us for trade in KRAKEN.decode(snapshot).trades] == [
+        1_716_813_190_826_003,
+        1_716_813_190_980_704,
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2688.30",
+        "0.00010000",
+        "68500.0",
+        "68500",
+        "1e-8",
+        "1.50E+3",
+        "0",
+        "0.0",
+        "123456789.12345678",
+    ],
+)
+def test_a_number_keeps_its_digits_zeros_and_exponent(text: str) -> None:
+    trade = only(message(row(price=text, qty=f" {text} ")))
+    assert (trade.price, trade.quantity) == (text, text)
+    assert only(message(row(price=f'"{text}"'))).price == text
+
+
+def test_a_frame_of_several_trades_gives_all_of_them_in_order() -> None:
+    rows = [
+        row(trade_id=str(number), side=f'"{side}"') for number in range(735) for side in ("buy",)
+    ]
+    rows[7] = row(trade_id="7", side='"sell"', symbol='"ETH/USD"')
+    trades = KRAKEN.decode(message(*rows)).trades
+    assert [trade.trade_id for trade in trades] == list(range(735))
+    assert [trade.trade_id for trade in trades if trade.side == SELL] == [7]
+    assert trades[7].symbol == "ETH/USD"
+
+
+@pytest.mark.parametrize(
+    ("timestamp", "time_us"),
+    [
+        ("2024-05-27T12:43:11.798009Z", 1_716_813_791_798_009),
+        ("2024-05-27T12:43:11Z", 1_716_813_791_000_000),
+        ("2024-05-27T12:43:11.7Z", 1_716_813_791_700_000),
+        ("2024-05-27T12:43:11.000001Z", 1_716_813_791_000_001),
+        ("2024-05-27T12:43:11.7980099Z", 1_716_813_791_798_009),
+        ("2024-05-27T12:43:11.999999999Z", 1_716_813_791_999_999),
+        ("2024-05-27t12:43:11.798009z", 1_716_813_791_798_009),
+        ("2024-05-27T14:43:11.798009+02:00", 1_716_813_791_798_009),
+        ("2024-05-27T07:13:11.798009-05:30", 1_716_813_791_798_009),
+        ("2024-05-28T00:13:11.798009+11:30", 1_716_813_791_798_009),
+        ("2024-02-29T00:00:00.000000Z", 1_709_164_800_000_000),
+        ("2016-12-31T23:59:60.500000Z", 1_483_228_800_500_000),
+        ("1970-01-01T00:00:00.000001Z", 1),
+        ("2262-04-11T23:47:16.854775Z", MAX_TIME_US),
+    ],
+)
+def test_times_are_read_to_the_microsecond(timestamp: str, time_us: int) -> None:
+    assert only(message(row(timestamp=f'"{timestamp}"'))).time_us == time_us
+
+
+@pytest.mark.parametrize(
+    "timestamp",
+    [
+        "",
+        "now",
+        "2024-05-27",
+        "2024-05-27 12:43:11.798009Z",
+        "2024-05-27T12:43:11.798009",
+        "2024-05-27T12:43:11.Z",
+        "2024-05-27T12:43:11.1234567890Z",
+        "2024-02-30T12:43:11.798009Z",
+        "2023-02-29T12:43:11.798009Z",
+        "2024-13-27T12:43:11.798009Z",
+        "2024-05-27T24:00:00.000000Z",
+        "2024-05-27T12:60:11.798009Z",
+        "2024-05-27T12:43:61.798009Z",
+        "2024-05-27T12:43:75.798009Z",
+        "2024-05-27T12:43:+1.798009Z",
+        "2024-05-27T12:43:11.+98009Z",
+        "2024-05-27T12:43:11.79_009Z",
+        "2024-05-27T12:43:1٣.798009Z",
+        "2024-05-27T12:43:11.798009+24:00",
+        "2024-05-27T12:43:11.798009+02:60",
+        "0000-05-27T12:43:11.798009Z",
+        "1970-01-01T00:00:00.000000Z",
+        "1969-12-31T23:59:59.999999Z",
+        "1970-01-01T00:00:00.000001+00:01",
+        "2262-04-11T23:47:16.854776Z",
+        "9999-12-31T23:59:59.999999Z",
+        "２024-05-27T12:43:11.798009Z",
+    ],
+)
+def test_what_is_no_time_of_a_trade_is_told(timestamp: str) -> None:
+    with pytest.raises(Undecodable, match="timestamp"):
+        KRAKEN.decode(message(row(timestamp=json.dumps(timestamp))))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"symbol": '""'}, "symbol"),
+        ({"symbol": '"BTC\\u0000"'}, "symbol"),
+        ({"symbol": "5"}, "symbol"),
+        ({"side": '"BUY"'}, "side of a trade of BTC/USD"),
+        ({"side": "null"}, "side"),
+        ({"price": "-1.0"}, "price of a trade of BTC/USD"),
+        ({"price": "1e400"}, "price"),
+        ({"price": "1" * 5000}, "price"),
+        ({"price": '"1,5"'}, "price"),
+        ({"price": '"٣"'}, "ascii"),
+        ({"price": "null"}, "price"),
+        ({"price": ""}, "price"),
+        ({"qty": "[1]"}, "qty of a trade of BTC/USD"),
+        ({"qty": "{}"}, "qty"),
+        ({"qty": "true"}, "qty"),
+        ({"trade_id": "-1"}, "trade_id of a trade of BTC/USD"),
+        ({"trade_id": str(2**63)}, "trade_id"),
+        ({"trade_id": "1" * 4000}, "trade_id"),
+        ({"trade_id": "1" * 5000}, "trade_id|Integer"),
+        ({"trade_id": "true"}, "trade_id"),
+        ({"trade_id": "1.0"}, "trade_id"),
+        ({"trade_id": '"1"'}, "trade_id"),
+        ({"trade_id": ""}, "trade_id"),
+        ({"timestamp": "1716813791798009"}, "timestamp"),
+        ({"timestamp": ""}, "timestamp"),
+    ],
+)
+def test_a_malformed_trade_costs_only_itself(changes: dict[str, str], reason: str) -> None:
+    bad = row(**changes)
+    decoded = KRAKEN.decode(message(row(trade_id="1"), bad, row(trade_id="3"), kind="snapshot"))
+    assert [trade.trade_id for trade in decoded.trades] == [1, 3]
+    assert decoded.origin == SNAPSHOT
+    (problem,) = decoded.problems
+    assert problem.startswith("trade 2 of 3: ")
+    with pytest.raises(Undecodable, match=reason) as told:
+        KRAKEN.decode(message(bad))
+    assert len(str(told.value)) < 300
+
+
+def test_the_largest_trade_id_and_every_unknown_field_are_accepted() -> None:
+    data = message(row(trade_id=str(2**63 - 1), extra="1e999", more='[{"a":null}]'))
+    assert only(data).trade_id == 2**63 - 1
+
+
+def test_a_frame_of_a_thousand_bad_trades_gives_a_short_reason() -> None:
+    with pytest.raises(Undecodable, match="and 980 more") as told:
+        KRAKEN.decode(message(*["1"] * 1000))
+    assert len(str(told.value)) < 5000
+
+
+def test_a_new_type_of_message_keeps_its_trades() -> None:
+    decoded = KRAKEN.decode(message(ROW, kind="correction"))
+    assert (list(decoded.trades), decoded.origin) == ([TRADE], STREAM)
+    assert len(decoded.problems) == 1
+
+
+def test_the_snapshot_of_a_market_without_trades_is_empty_and_no_problem() -> None:
+    assert KRAKEN.decode(message(kind="snapshot")) == ((), SNAPSHOT, ())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\0",
+        b"null",
+        b"[]",
+        b'{"channel":"trade"}',
+        b'{"channel":"trade","type":"update","data":null}',
+        b'{"channel":"trade","type":"update","data":{}}',
+        b'{"channel":"trade","type":"update","data":[null]}',
+        b'{"channel":"ticker","type":"update","data":[' + ROW.encode() + b"]}",
+        b'{"type":"update","data":[' + ROW.encode() + b"]}",
+        message(ROW)[:-1],
+        message(ROW).replace(b"BTC", b"\xff\xfe"),
+        message(ROW).replace(b"BTC", b"\\ud800"),
+        b'{"channel":"trade","data":' + b"[" * 1_000_000,
+        b"[" * 10_000_000,
+        b'{"a":' * 1_000_000,
+    ],
+)
+def test_what_is_no_trade_at_all_is_undecodable_and_nothing_worse(data: bytes) -> None:
+    with pytest.raises(Undecodable):
+        KRAKEN.decode(data)
+    assert all(isinstance(e, (Unknown, Data)) for e in session("BTC/USD").receive(data, START_S))
+
+
+# --- Which frames are data
+
+
+def test_the_fast_test_takes_trades_only() -> None:
+    assert KRAKEN.is_data(message(ROW))
+    for data in [*recorded("kraken-v2-control.jsonl"), *recorded("kraken-v2-errors.jsonl")]:
+        assert not KRAKEN.is_data(data)
+    assert not KRAKEN.is_data(b"")
+    assert not KRAKEN.is_data(b'{"channel":"trad')
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"type":"update","channel":"trade","data":[]}',
+        b'{ "channel": "trade", "data": "nothing" }',
+        b'{"data":[{"price":1e400}],"channel":"trade"}',
+    ],
+)
+def test_trades_that_are_written_otherwise_are_data_by_the_slow_way(data: bytes) -> None:
+    assert not KRAKEN.is_data(data)
+    assert session("BTC/USD").receive(data, START_S) == (Data(),)
+
+
+# --- Metadata and limits
+
+
+def test_canonical_symbols_come_from_wsname_with_the_new_names_of_assets() -> None:
+    result = {
+        "XXBTZUSD": {"altname": "XBTUSD", "wsname": "XBT/USD", "base": "XXBT", "quote": "ZUSD"},
+        "XDGUSD": {"altname": "XDGUSD", "wsname": "XDG/USD"},
+        "XETHXXBT": {"altname": "ETHXBT", "wsname": "ETH/XBT"},
+        "WXBTUSD": {"wsname": "WXBT/USD"},
+        "AAPLxUSD": {"wsname": "AAPLx/USD"},
+        "XBTUSD.d": {"altname": "XBTUSD.d", "base": "XXBT"},
+        "ODD": {"wsname": "A/B/C"},
+        "HALF": {"wsname": "A/"},
+    }
+    markets = ["BTC/USD", "DOGE/USD", "ETH/BTC", "WXBT/USD", "AAPLx/USD"]
+    assert KRAKEN.read_metadata(frame({"error": [], "result": result})) == {m: m for m in markets}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html>",
+        b"{}",
+        b"[]",
+        b'{"error":["EGeneral:Too many requests"]}',
+        b'{"error":["EService:Unavailable"],"result":{"X":{"wsname":"A/B"}}}',
+        b'{"error":[],"result":{}}',
+        b'{"error":[],"result":{"X":{"altname":"XBTUSD"}}}',
+        b'{"error":[],"result":[' + b"[" * 100_000,
+        b'{"error":[],"result":{"X":{"wsname":"\xff"}}}',
+    ],
+)
+def test_another_answer_is_not_taken_for_metadata(body: bytes) -> None:
+    with pytest.raises(ValueError, match="AssetPairs"):
+        KRAKEN.read_metadata(body)
+
+
+def test_the_limits_are_the_documented_ones() -> None:
+    limits = KRAKEN.limits
+    assert (limits.connections, limits.connections_window_s) == (150, 600.0)
+    assert KRAKEN.metadata_path == "/0/public/AssetPairs"

@@ -1,0 +1,99 @@
+"""The rules that keep the code livable, checked on its own source."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1] / "feedmono"
+
+# Who may import whom: a module may import those of its own level and of the levels below.
+LEVELS = [
+    {"cli", "__main__"},
+    {"demo", "table", "tail", "check", "probes"},
+    {"supervisor"},
+    {"reader", "serializer", "snapshot", "statelock"},
+    {"connection", "metadata", "workers", "sinks", "simulator"},
+    {"ring", "exchanges", "avro", "seen", "wire", "watch", "limiter", "counters", "rest"},
+    {"ring_layout", "framing", "trade", "config", "log", "resources", "config_layers"},
+    {"config_keys", "config_text", "config_values"},
+]
+
+# The standard places of third-party libraries; a folder stands for all of its files.
+LIBRARIES = {
+    "confluent_kafka": {"sinks"},
+    "fastavro": {"avro", "sinks"},
+    "h11": {"simulator"},
+    "httpx": {"rest"},
+    "msgspec": {"exchanges"},
+    "psutil": {"snapshot", "statelock"},
+    "pyhocon": {"config", "config_layers", "config_keys", "config_values", "config_text"},
+    "pyparsing": {"config", "config_layers", "config_values", "config_text"},
+    "rich": {"table", "check", "cli"},
+    "setproctitle": {"workers"},
+    "structlog": {"log"},
+    "websocket": {"wire", "connection"},
+}
+
+
+def modules() -> dict[Path, set[str]]:
+    """Each file and what it imports, absolute names."""
+    found: dict[Path, set[str]] = defaultdict(set)
+    for path in sorted(ROOT.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                found[path] |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}: relative import"
+                assert node.module is not None
+                found[path] |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def part(path: Path) -> str:
+    """The module or the folder that a file belongs to."""
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def test_imports_go_one_way() -> None:
+    level = {name: depth for depth, names in enumerate(LEVELS) for name in names}
+    for path, imported in modules().items():
+        here = part(path)
+        if here == "__init__":
+            continue
+        for name in imported:
+            parts = name.split(".")
+            if parts[0] != "feedmono" or len(parts) < 2:
+                continue
+            there = parts[1]
+            assert there in level, f"{path.name} imports {name}: give {there} a level"
+            assert here in level, f"give {here} a level"
+            assert level[here] <= level[there], f"{here} must not import {there}"
+
+
+def test_exchanges_and_sinks_do_not_know_each_other() -> None:
+    for path, imported in modules().items():
+        other = {"exchanges": "feedmono.sinks", "sinks": "feedmono.exchanges"}.get(part(path))
+        assert other is None or not any(n.startswith(other) for n in imported), path
+
+
+def test_each_library_is_imported_in_one_place() -> None:
+    for path, imported in modules().items():
+        for name in imported:
+            library = name.split(".")[0]
+            if library in LIBRARIES:
+                assert part(path) in LIBRARIES[library], f"{path.name} imports {library}"
+
+
+def test_no_name_of_an_exchange_stands_outside_its_own_files() -> None:
+    names = [p.stem for p in (ROOT / "exchanges").glob("[!_]*.py") if p.stem != "base"]
+    assert names == sorted(names) or names
+    for path in ROOT.rglob("*.py"):
+        if path.stem in names:
+            continue
+        tree = ast.parse(path.read_text("utf-8"))
+        texts = {
+            n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and n.value in names
+        }
+        assert not texts, f"{path} names {texts}"

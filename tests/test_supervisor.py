@@ -1,0 +1,260 @@
+"""The supervisor with real processes: start, restart, stop, one instance per state_dir."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from instance import Instance, assert_complete, by_symbol, read_avro
+from sim import Sim, wait_until
+
+from feedmono import ring_layout, workers
+
+
+def command(feedmono: Instance, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Another ``feedmono`` command with the same configuration."""
+    return subprocess.run(
+        [sys.executable, "-m", "feedmono", *arguments],
+        env=dict(feedmono.environ),
+        cwd=feedmono.folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_the_processes_carry_titles_that_say_what_they_are(tmp_path: Path) -> None:
+    with Sim("kraken") as sim, Instance(tmp_path, sim) as feedmono:
+        state = feedmono.of("kraken")
+        titles = {
+            pid: " ".join(psutil.Process(pid).cmdline()).strip()
+            for pid in (feedmono.pid, state["reader_pid"], state["serializer_pid"])
+        }
+        assert list(titles.values()) == [
+            "feedmono: supervisor",
+            "feedmono: reader kraken",
+            "feedmono: serializer kraken",
+        ]
+
+
+def test_a_second_start_says_which_process_holds_the_state(tmp_path: Path) -> None:
+    with Sim("kraken") as sim, Instance(tmp_path, sim) as feedmono:
+        second = command(feedmono, "run")
+        assert second.returncode == 1
+        assert f"in use by process {feedmono.pid}" in second.stderr
+        assert feedmono.of("kraken")["reader_pid"]
+
+
+def test_a_start_right_after_a_kill_waits_until_the_old_workers_are_gone(tmp_path: Path) -> None:
+    with Sim("kraken", "--rate", "100") as sim, Instance(tmp_path, sim) as feedmono:
+        for _ in range(3):
+            feedmono.wait(lambda s: s[0]["trades"] > 0)
+            # A stopped worker can't act on any signal but SIGKILL.
+            os.kill(feedmono.of("kraken")["serializer_pid"], signal.SIGSTOP)
+            os.kill(feedmono.pid, signal.SIGKILL)
+            feedmono.start()
+        feedmono.wait(lambda s: s[0]["trades"] > 0)
+        assert feedmono.stop() == 0
+
+
+def test_a_worker_that_keeps_dying_is_retried_with_growing_waits_and_the_other_exchange_goes_on(
+    tmp_path: Path,
+) -> None:
+    with (
+        Sim("binance", "--rate", "500") as binance,
+        Sim("kraken", "--rate", "100") as kraken,
+        Instance(tmp_path, binance, kraken) as feedmono,
+    ):
+        feedmono.wait(lambda s: all(e["trades"] > 0 for e in s))
+        before = feedmono.of("binance")
+        (ring,) = (tmp_path / "rings").glob("*-kraken.ring")
+        with ring.open("r+b") as file:
+            file.write(b"no ring!")  # no new reader can open it
+            file.flush()
+            os.kill(feedmono.of("kraken")["reader_pid"], signal.SIGKILL)
+            feedmono.wait_event("worker ended", restart_in_s=2.0)
+            file.seek(0)
+            file.write(ring_layout.MAGIC)
+        feedmono.wait(lambda s: all(e["reader_pid"] and e["state"] == "flowing" for e in s))
+        ended = [e for e in feedmono.events() if e["event"] == "worker ended"]
+        assert [e["restart_in_s"] for e in ended] == [0.25, 0.5, 1.0, 2.0]
+        assert {(e["exchange"], e["worker"]) for e in ended} == {("kraken", "reader")}
+        assert [e["how"] for e in ended] == ["killed by SIGKILL"] + 3 * ["exit status 1"]
+        after = feedmono.of("binance")
+        assert after["delivered"] > before["delivered"]
+        assert [after[k] for k in ("reader_pid", "serializer_pid", "reconnects", "restarts")] == [
+            before[k] for k in ("reader_pid", "serializer_pid", "reconnects", "restarts")
+        ]
+        assert feedmono.stop() == 0
+        trades = by_symbol(read_avro(feedmono.data / "binance", "trades"))
+        assert_complete(trades, binance)
+
+
+def test_sigint_to_the_whole_group_stops_in_order(tmp_path: Path) -> None:
+    """As Ctrl-C does: every process gets it, and the workers leave it to the supervisor."""
+    with Sim("binance", "--rate", "1000") as sim, Instance(tmp_path, sim) as feedmono:
+        feedmono.wait(lambda s: s[0]["trades"] > 500)
+        state = feedmono.of("binance")
+        for pid in (state["reader_pid"], state["serializer_pid"], feedmono.pid):
+            os.kill(pid, signal.SIGINT)
+        assert feedmono.wait_end() == 0
+        assert not [e for e in feedmono.events() if e["event"] == "worker ended"]
+        assert_complete(by_symbol(read_avro(feedmono.data / "binance", "trades")), sim)
+
+
+def test_a_second_signal_hurries_a_stop_that_waits_for_the_broker(tmp_path: Path) -> None:
+    with (
+        Sim("binance", "--rate", "500") as sim,
+        Instance(tmp_path, sim, STOP_LIMIT="10 m") as feedmono,
+    ):
+        feedmono.wait(lambda s: s[0]["trades"] > 100)
+        serializer = feedmono.of("binance")["serializer_pid"]
+        os.kill(serializer, signal.SIGSTOP)
+        os.kill(feedmono.pid, signal.SIGTERM)
+        feedmono.wait_event("stopping")
+        os.kill(feedmono.pid, signal.SIGTERM)
+        assert feedmono.wait_end() == 1
+        feedmono.wait_event("worker killed", reason="hurried by a second signal")
+        # What the killed serializer had not delivered waits in the ring.
+        feedmono.start()
+        assert feedmono.stop() == 0
+        trades = by_symbol(read_avro(feedmono.data / "binance", "trades"))
+        for records in trades.values():
+            ids = sorted({int(r["trade_id"]) for r in records})
+            assert len(ids) > 1
+
+
+def test_a_stop_kills_what_does_not_end_within_the_limit(tmp_path: Path) -> None:
+    with Sim("kraken") as sim, Instance(tmp_path, sim, STOP_LIMIT="1 s") as feedmono:
+        os.kill(feedmono.of("kraken")["serializer_pid"], signal.SIGSTOP)
+        os.kill(feedmono.pid, signal.SIGTERM)
+        assert feedmono.wait_end() == 1
+        assert feedmono.wait_event("worker killed")["reason"] == "stop_limit"
+
+
+def test_no_broker_at_start_is_said_and_the_capture_goes_on(tmp_path: Path) -> None:
+    with (
+        Sim("binance", "--rate", "300") as sim,
+        Instance(
+            tmp_path,
+            sim,
+            SINK="kafka",
+            KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:9",
+            SCHEMA_REGISTRY_URL="http://127.0.0.1:9",
+            STOP_LIMIT="2 s",
+        ) as feedmono,
+    ):
+        feedmono.wait(lambda s: "127.0.0.1:9" in s[0]["detail"])
+        assert feedmono.of("binance")["state"] == "delivery waits"
+        used = feedmono.of("binance")["ring_used_bytes"]
+        feedmono.wait(lambda s: s[0]["ring_used_bytes"] > used + 10_000)
+        feedmono.stop()
+        feedmono.wait_event("not delivered yet", exchange="binance")
+
+
+def test_no_room_for_a_ring_is_a_clear_error(tmp_path: Path) -> None:
+    with Sim("kraken") as sim:
+        feedmono = Instance(tmp_path, sim, RING_CAPACITY="1 TiB")
+        run = command(feedmono, "run")
+        assert run.returncode == 1
+        assert "can't reserve" in run.stderr
+        assert "ring_capacity" in run.stderr
+        assert not list((tmp_path / "rings").glob("*.ring"))
+
+
+def test_another_ring_capacity_delivers_what_the_old_ring_held(tmp_path: Path) -> None:
+    offline = {"BINANCE_REST_URL": "http://127.0.0.1:9"}
+    with Sim("binance", "--rate", "500", "--limit", "400", "--hold") as sim:
+        with Instance(tmp_path, sim, **offline) as feedmono:
+            feedmono.wait(lambda s: s[0]["subscribed"] == s[0]["symbols"])
+            sim.wait(lambda s: sum(t["sent"] for t in s["symbols"].values()) == 400)
+            feedmono.wait(lambda s: s[0]["ring_used_bytes"] > 400 * 100)
+            feedmono.stop()
+        with Instance(tmp_path, sim, RING_CAPACITY="1 MiB") as feedmono:
+            feedmono.wait_event("ring set aside")
+            feedmono.wait_trades("binance", 400)
+            assert feedmono.stop() == 0
+            assert_complete(by_symbol(read_avro(feedmono.data / "binance", "trades")), sim)
+            assert not list((tmp_path / "rings").iterdir())
+
+
+def test_status_tells_another_terminal_how_it_does(tmp_path: Path) -> None:
+    with Sim("kraken", "--rate", "100") as sim:
+        idle = Instance(tmp_path, sim)
+        nothing = command(idle, "status")
+        assert nothing.returncode == 1
+        assert "nothing runs" in nothing.stderr
+        with idle as feedmono:
+            feedmono.wait(lambda s: s[0]["delivered"] > 0)
+            table = command(feedmono, "status")
+            assert table.returncode == 0
+            assert "kraken" in table.stdout
+            assert "512 MiB" in table.stdout
+            content = json.loads(command(feedmono, "status", "--format", "json").stdout)
+            assert content["pid"] == feedmono.pid
+            assert content["exchanges"][0]["delivered"] > 0
+
+
+def test_tail_shows_trades_as_they_are_stored(tmp_path: Path) -> None:
+    with Sim("kraken", "--rate", "100") as sim, Instance(tmp_path, sim) as feedmono:
+        feedmono.wait(lambda s: s[0]["delivered"] > 0)
+        tail = subprocess.Popen(
+            [sys.executable, "-m", "feedmono", "tail", "kraken", "BTC/USD", "--format", "json"],
+            env=dict(feedmono.environ),
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert tail.stdout is not None
+            trades = [json.loads(tail.stdout.readline()) for _ in range(5)]
+        finally:
+            tail.kill()
+            tail.wait()
+        assert {t["symbol"] for t in trades} == {"BTC/USD"}
+        for trade in trades:
+            expected = sim.figures("BTC/USD", int(trade["trade_id"]))
+            assert (trade["price"], trade["quantity"]) == (expected.price, expected.quantity)
+
+
+def test_a_worker_whose_parent_is_gone_ends_at_once() -> None:
+    """The parent may die between the fork and the child's request to die with it."""
+    read_fd, write_fd = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            workers.settle("reader x", parent_pid=1 if os.getppid() != 1 else 2)
+        except workers.OrphanedError:
+            os.write(write_fd, b"orphaned")
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    os.close(write_fd)
+    assert os.read(read_fd, 100) == b"orphaned"
+    os.close(read_fd)
+
+
+@pytest.mark.parametrize("role", ["reader_pid", "serializer_pid"])
+def test_a_worker_dies_with_its_supervisor_even_when_it_is_stopped(
+    tmp_path: Path, role: str
+) -> None:
+    with Sim("kraken") as sim, Instance(tmp_path, sim) as feedmono:
+        victim = feedmono.of("kraken")[role]
+        os.kill(victim, signal.SIGSTOP)
+        os.kill(feedmono.pid, signal.SIGKILL)
+        feedmono.wait_end()
+        wait_until(
+            lambda: (
+                not psutil.pid_exists(victim)
+                or psutil.Process(victim).status() == psutil.STATUS_ZOMBIE
+            ),
+            bool,
+            limit_s=1.0,
+        )

@@ -1,0 +1,309 @@
+"""An exchange made up for tests of the connection, and what surrounds a running one."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import pytest
+from wsserver import TEXT, Peer, frame
+
+from feedmono import log
+from feedmono.config import ConnectionsConfig
+from feedmono.connection import Connection, State
+from feedmono.exchanges import base
+from feedmono.exchanges.base import Event, Exchange, Limits, Session
+from feedmono.limiter import AttemptLimiter
+
+LIMIT_S = 20.0
+
+
+class ToySession(Session):
+    """Asks once for all its symbols: ``subscribe A,B``."""
+
+    def __init__(self, symbols: Sequence[str], answer_limit_s: float) -> None:
+        self.path = "/toy?wanted=1"
+        self._symbols = tuple(symbols)
+        self._pending = set(symbols)
+        self._answer_limit_s = answer_limit_s
+        self._next_s = -math.inf
+
+    def poll(self, now_s: float) -> tuple[Sequence[str], Sequence[Event]]:
+        if self._next_s == -math.inf:
+            self._next_s = now_s + self._answer_limit_s
+            return [f"subscribe {','.join(self._symbols)}"], []
+        self._next_s = math.inf
+        return [], [base.Unanswered(tuple(sorted(self._pending)))] if self._pending else []
+
+    def next_poll_s(self) -> float:
+        return self._next_s
+
+    @property
+    def pending(self) -> frozenset[str]:
+        return frozenset(self._pending)
+
+    def receive(self, frame: bytes, now_s: float) -> Sequence[Event]:
+        word, _, rest = frame.decode("utf-8", "replace").partition(" ")
+        if word in ("ok", "no"):
+            symbol, _, reason = rest.partition(" ")
+            self._pending.discard(symbol)
+            return [base.Subscribed(symbol) if word == "ok" else base.Refused(symbol, reason)]
+        if word == "bye":
+            return [base.Shutdown(rest)]
+        if word == "status":
+            return [base.SystemStatus(rest, rest == "online")]
+        if word == "beat":
+            return []
+        return [base.Data() if word == "odd" else base.Unknown(f"what is {word[:20]!r}?")]
+
+
+class Toy(Exchange):
+    """``trade …`` is data, and so is ``odd …``, which only the session knows."""
+
+    name = "toy"
+    limits: ClassVar[Limits] = Limits(
+        symbols_per_connection=10, connections=1000, connections_window_s=60.0
+    )
+    metadata_path = "/none"
+
+    def __init__(self, answer_limit_s: float = math.inf) -> None:
+        self._answer_limit_s = answer_limit_s
+
+    def session(self, symbols: Sequence[str]) -> Session:
+        return ToySession(symbols, self._answer_limit_s)
+
+    def is_data(self, frame: bytes) -> bool:
+        return frame.startswith(b"trade ")
+
+    def decode(self, frame: bytes) -> base.Decoded:
+        raise base.Undecodable("the toy exchange has no trades to decode")
+
+    def read_metadata(self, body: bytes) -> Mapping[str, str]:
+        raise ValueError("the toy exchange has no metadata")
+
+
+def trades(first: int, count: int) -> list[bytes]:
+    return [b"trade %d" % number for number in range(first, first + count)]
+
+
+def wire(messages: Sequence[bytes]) -> bytes:
+    return b"".join(map(frame, messages))
+
+
+def welcome(peer: Peer, symbols: Sequence[str] = ("A", "B")) -> None:
+    """Takes the subscription and acknowledges it."""
+    assert peer.until(TEXT).payload.startswith(b"subscribe ")
+    peer.send(wire([b"ok " + symbol.encode() for symbol in symbols]))
+
+
+class Delivered(NamedTuple):
+    payload: bytes
+    received_ns: int
+    binary: bool
+
+
+class Desk:
+    """Takes what a connection delivers and reports, and waits for it.
+
+    *room*: how many frames there is room for; None is without end.
+    """
+
+    def __init__(self, room: int | None = None) -> None:
+        self._changed = threading.Condition()
+        self.room = room
+        self.delivered: list[Delivered] = []
+        self.states: list[State] = []
+        self.reconnects: list[str] = []
+        self.symbols: dict[str, str] = {}
+        self.unknowns: list[str] = []
+        self.blocks: list[float] = []
+        self.lost_frames = 0
+        self.offers = 0
+        self.frames = 0
+        self.size_bytes = 0
+        self.data_reads = 0
+
+    @property
+    def payloads(self) -> list[bytes]:
+        return [frame.payload for frame in self.delivered]
+
+    def wait(self, condition: Callable[[], bool], limit_s: float = LIMIT_S) -> None:
+        with self._changed:
+            assert self._changed.wait_for(condition, limit_s), f"never came: {vars(self)}"
+
+    def make_room(self) -> None:
+        with self._changed:
+            self.room = None
+
+    def deliver(
+        self, frames: Sequence[bytes], connection: int, received_ns: int, binary: bool
+    ) -> int:
+        with self._changed:
+            taken = len(frames) if self.room is None else min(self.room, len(frames))
+            if self.room is not None:
+                self.room -= taken
+            self.offers += 1
+            self.delivered += [Delivered(frame, received_ns, binary) for frame in frames[:taken]]
+            self._changed.notify_all()
+            return taken
+
+    def state(self, number: int, state: State) -> None:
+        with self._changed:
+            self.states.append(state)
+            self._changed.notify_all()
+
+    def received(self, number: int, frames: int, size_bytes: int, data: bool) -> None:
+        with self._changed:
+            self.frames += frames
+            self.size_bytes += size_bytes
+            self.data_reads += data
+            self._changed.notify_all()
+
+    def reconnect(self, number: int, reason: str) -> None:
+        with self._changed:
+            self.reconnects.append(reason)
+            self._changed.notify_all()
+
+    def subscribed(self, number: int, symbol: str) -> None:
+        with self._changed:
+            self.symbols[symbol] = "subscribed"
+            self._changed.notify_all()
+
+    def refused(self, number: int, symbol: str, reason: str) -> None:
+        with self._changed:
+            self.symbols[symbol] = reason
+            self._changed.notify_all()
+
+    def unknown(self, number: int, reason: str) -> None:
+        with self._changed:
+            self.unknowns.append(reason)
+            self._changed.notify_all()
+
+    def blocked(self, number: int, seconds: float) -> None:
+        with self._changed:
+            self.blocks.append(seconds)
+            self._changed.notify_all()
+
+    def lost(self, number: int, frames: int) -> None:
+        with self._changed:
+            self.lost_frames += frames
+            self._changed.notify_all()
+
+
+class Dice(random.Random):
+    """Notes the upper bound of each draw, and draws *share* of it."""
+
+    def __init__(self, share: float = 0.0) -> None:
+        super().__init__(0)
+        self.share = share
+        self.bounds: list[float] = []
+
+    def uniform(self, a: float, b: float) -> float:
+        self.bounds.append(b)
+        return a + (b - a) * self.share
+
+
+def limits(
+    *,
+    frame_limit_bytes: int = 1 << 20,
+    silence_limit_s: float = 30.0,
+    stale_limit_s: float = 120.0,
+) -> ConnectionsConfig:
+    return ConnectionsConfig(frame_limit_bytes, silence_limit_s, stale_limit_s, 30.0)
+
+
+class Running:
+    """A connection in its thread."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.connection.run()
+        except BaseException as error:  # for the test to look at
+            self.error = error
+
+    def stop(self, limit_s: float = LIMIT_S) -> float:
+        """Stops it; how many seconds that took."""
+        started = time.monotonic()
+        self.connection.stop()
+        self.join(limit_s)
+        return time.monotonic() - started
+
+    def join(self, limit_s: float = LIMIT_S) -> None:
+        self._thread.join(limit_s)
+        assert not self._thread.is_alive(), f"the connection did not end within {limit_s} s"
+
+
+def make(
+    tmp_path: Path,
+    url: str,
+    desk: Desk,
+    *,
+    exchange: Exchange | None = None,
+    symbols: Sequence[str] = ("A", "B"),
+    config: ConnectionsConfig | None = None,
+    dice: Dice | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    attempts: Limits | None = None,
+) -> Connection:
+    """A connection to *url*. Its backoff waits 0 s unless *dice* say more."""
+    exchange = exchange or Toy()
+    limiter = AttemptLimiter(tmp_path / "toy.attempts", attempts or exchange.limits, log.get())
+    return Connection(
+        7,
+        exchange,
+        symbols,
+        url,
+        config or limits(),
+        limiter,
+        desk.deliver,
+        desk,
+        log.get(exchange=exchange.name),
+        random=dice or Dice(),
+        clock=clock,
+    )
+
+
+@contextmanager
+def running(tmp_path: Path, url: str, desk: Desk, **options: Any) -> Iterator[Running]:
+    """The same in its thread, stopped at the end."""
+    run = Running(make(tmp_path, url, desk, **options))
+    try:
+        yield run
+    finally:
+        run.stop()
+
+
+class Events:
+    """What was logged, read back from the file that it went to."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def named(self, event: str) -> list[dict[str, object]]:
+        lines = self._path.read_text().splitlines()
+        return [entry for line in lines if (entry := json.loads(line))["event"] == event]
+
+
+@pytest.fixture(autouse=True)
+def events(tmp_path: Path) -> Iterator[Events]:
+    """The log of a test goes to a file; import it where it is used."""
+    path = tmp_path / "log.json"
+    fd = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+    log.configure("info", "json", fd)
+    yield Events(path)
+    log.configure("info", "text")
+    os.close(fd)
