@@ -24,8 +24,7 @@ from typing import Any, NamedTuple, cast
 import fastavro
 
 from feedmono import resources
-from feedmono.sinks.base import EncodedTrade
-from feedmono.trade import ORIGINS, SIDES, Trade, multiply
+from feedmono.trade import ORIGINS, SIDES, EncodedTrade, Trade, multiply
 
 Schema = Any
 """An Avro schema as JSON has it: text, list or dict."""

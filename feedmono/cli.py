@@ -6,6 +6,7 @@ Exit status: 0 done or stopped in order, 1 failed, 2 wrong arguments or configur
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -145,13 +146,19 @@ def _check(args: argparse.Namespace) -> int:
     from feedmono import check  # noqa: PLC0415
 
     loaded = _load(args)
-    print(check.render(loaded, args.format))
+    shown = check.render(loaded, args.format)
     if not args.online:
+        print(shown)
         return 0
     from feedmono import probes  # noqa: PLC0415
 
     results = probes.probe(loaded.config)
-    print(check.render_probes(results, args.format))
+    tried = check.render_probes(results, args.format)
+    if args.format == "json":
+        both = {"configuration": json.loads(shown), "probes": json.loads(tried)}
+        print(json.dumps(both, ensure_ascii=False, indent=2))
+    else:
+        print(f"{shown}\n{tried}")
     return 0 if all(result.ok for result in results) else 1
 
 

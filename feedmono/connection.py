@@ -538,3 +538,17 @@ def _retry_after_s(error: Exception) -> float:
         return 0.0
     value = str((error.resp_headers or {}).get("retry-after", ""))
     return float(value) if value.isascii() and value.isdigit() and len(value) < 10 else 0.0
+
+
+def try_handshake(url: str) -> None:
+    """Opens a WebSocket and closes it again.
+
+    :raises Exception: why it can't be opened; the library promises no list.
+    """
+    client = websocket.WebSocket(enable_multithread=False)
+    try:
+        client.connect(  # type: ignore[no-untyped-call]
+            url, timeout=CONNECT_LIMIT_S, suppress_origin=True, redirect_limit=0
+        )
+    finally:
+        client.close(timeout=1)

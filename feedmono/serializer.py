@@ -26,8 +26,8 @@ from feedmono.log import Log
 from feedmono.metadata import CanonicalSymbols
 from feedmono.ring_layout import BINARY, EVENT, FRAME, Record
 from feedmono.seen import SeenIds
-from feedmono.sinks.base import DeadLetter, EncodedTrade, Entry, Frame, Sink, SinkFailed
-from feedmono.trade import STREAM, Trade
+from feedmono.sinks.base import DeadLetter, Entry, Frame, Sink, SinkFailed
+from feedmono.trade import STREAM, EncodedTrade, Trade
 
 _BATCH_RECORDS = 1000
 _BATCH_BYTES = 1 << 20

@@ -39,7 +39,7 @@ def follow(
             for trade in open_source(config, exchange).follow():
                 if trade is not None and symbol in (None, trade["symbol"]):
                     passing.put(trade)
-        except Exception as error:  # noqa: BLE001  told by the thread that prints
+        except Exception as error:
             passing.put(error)
 
     for exchange in exchanges:

@@ -61,6 +61,14 @@ class Trade(NamedTuple):
     seller_order_id: int | None = None
 
 
+class EncodedTrade(NamedTuple):
+    """A normalized trade, ready to be stored."""
+
+    symbol: str
+    body: bytes
+    """The Avro encoding of its record, without any header."""
+
+
 def is_symbol(text: str) -> bool:
     """Whether *text* can be a market's name: printable (no control character, no lone
     surrogate, which UTF-8 can't carry) and neither empty nor overlong."""

@@ -36,14 +36,14 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from feedmono import avro, log, resources
 from feedmono.config import KafkaConfig
 from feedmono.sinks import kafka_dead
-from feedmono.sinks.base import DeadLetter, EncodedTrade, Entry, Frame, SinkFailed
+from feedmono.sinks.base import DeadLetter, Entry, Frame, SinkFailed
 from feedmono.sinks.kafka import KafkaSink
 from feedmono.sinks.kafka_client import BrokerTrouble
 from feedmono.sinks.kafka_message import Failure, Pending
 from feedmono.sinks.kafka_source import KafkaSource
 from feedmono.sinks.kafka_topics import probe_broker
 from feedmono.sinks.registry import RegistryTrouble, probe_registry
-from feedmono.trade import BUY, STREAM, Trade
+from feedmono.trade import BUY, STREAM, EncodedTrade, Trade
 
 AnyKafka = Kafka | MockKafka
 AnyRegistry = Registry | MockRegistry

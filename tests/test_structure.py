@@ -15,9 +15,9 @@ LEVELS = [
     {"supervisor"},
     {"reader", "serializer", "snapshot", "statelock"},
     {"connection", "metadata", "workers", "sinks", "simulator"},
+    {"config", "config_layers", "config_keys", "config_text", "config_values"},
     {"ring", "exchanges", "avro", "seen", "wire", "watch", "limiter", "counters", "rest"},
-    {"ring_layout", "framing", "trade", "config", "log", "resources", "config_layers"},
-    {"config_keys", "config_text", "config_values"},
+    {"ring_layout", "framing", "trade", "log", "resources"},
 ]
 
 # The standard places of third-party libraries; a folder stands for all of its files.

@@ -313,7 +313,8 @@ class Connection(asyncio.Protocol):
 
     def _act(self, reply: Reply) -> None:
         for text in reply.texts:
-            self.send(frame(TEXT, text.encode()))
+            # A client may have sent half a surrogate pair, escaped: it comes back as "?".
+            self.send(frame(TEXT, text.encode("utf-8", "replace")))
         if reply.close:
             self.close(reply.close, reply.reason)
 
@@ -334,8 +335,10 @@ class Connection(asyncio.Protocol):
             return
         data = b"".join(self._pushed)
         self._pushed.clear()
-        if self._size() > self._host.send_limit_bytes:
-            self._host.faults.done["slow client cut"] += 1
+        faults = self._host.faults
+        allowed = self._host.send_limit_bytes + (faults.oversized_bytes if faults.oversized else 0)
+        if self._size() > allowed:
+            faults.done["slow client cut"] += 1
             self.abort()
         else:
             self.send(data)

@@ -12,18 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from feedmono.trade import EncodedTrade
+
 
 class SinkFailed(Exception):
     """The sink can't go on in this process (a fatal producer error, a failed fsync). The
     serializer ends; its successor starts again from the last acknowledged position."""
-
-
-class EncodedTrade(NamedTuple):
-    """A normalized trade, ready to be stored."""
-
-    symbol: str
-    body: bytes
-    """The Avro encoding of the record, without any header."""
 
 
 class Frame(NamedTuple):

@@ -1,0 +1,165 @@
+"""The whole way of a trade into a broker, read back by an independent consumer."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fastavro
+from broker import Kafka, MockKafka, MockRegistry, Registry
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+from instance import Instance, assert_complete, by_symbol
+from sim import Sim
+
+AnyKafka = Kafka | MockKafka
+AnyRegistry = Registry | MockRegistry
+
+
+def consume(kafka: AnyKafka, topic: str) -> Iterator[Message]:
+    """Every message of a topic, to its present end."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": kafka.bootstrap_servers,
+            "group.id": "reader",
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "auto.offset.reset": "earliest",
+        }
+    )
+    try:
+        metadata = consumer.list_topics(topic, timeout=30)
+        left = set(metadata.topics[topic].partitions)
+        consumer.assign([TopicPartition(topic, p, 0) for p in left])
+        while left:
+            message = consumer.poll(30)
+            assert message is not None, f"{topic}: partitions {left} do not come to their end"
+            error = message.error()
+            if error is None:
+                yield message
+            else:
+                assert error.code() == KafkaError._PARTITION_EOF, error
+                left.discard(message.partition())
+    finally:
+        consumer.close()
+
+
+def normalized(kafka: AnyKafka, registry: AnyRegistry, topic: str) -> Iterator[dict[str, Any]]:
+    """The trades of a topic, decoded with the schema that the registry has for their id."""
+    schemas: dict[int, Any] = {}
+    for message in consume(kafka, topic):
+        value = message.value()
+        assert isinstance(value, bytes)
+        assert value[0] == 0
+        schema_id = int.from_bytes(value[1:5], "big")
+        if schema_id not in schemas:
+            with urllib.request.urlopen(f"{registry.url}/schemas/ids/{schema_id}") as answer:
+                schemas[schema_id] = fastavro.parse_schema(json.loads(json.load(answer)["schema"]))
+        record = fastavro.schemaless_reader(io.BytesIO(value[5:]), schemas[schema_id], None)
+        assert isinstance(record, dict)
+        assert message.key() == record["symbol"].encode()
+        yield record
+
+
+def into(
+    kafka: AnyKafka, registry: AnyRegistry, prefix: str, **variables: object
+) -> dict[str, object]:
+    return {
+        "SINK": "kafka",
+        "KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
+        "SCHEMA_REGISTRY_URL": registry.url,
+        "TOPIC_PREFIX": prefix,
+        "KAFKA_PARTITIONS": 4,
+        **variables,
+    }
+
+
+def test_60000_trades_at_2000_a_second_arrive_once_beside_another_exchange(
+    tmp_path: Path, kafka: AnyKafka, registry: AnyRegistry, topic_prefix: str
+) -> None:
+    with (
+        Sim("binance", "--rate", "2000", "--limit", "60000", "--hold") as binance,
+        Sim("kraken", "--rate", "100", "--limit", "3000", "--batch", "4", "--hold") as kraken,
+        Instance(tmp_path, binance, kraken, **into(kafka, registry, topic_prefix)) as feedmono,
+    ):
+        feedmono.wait_trades("binance", 60_000, limit_s=90)
+        feedmono.wait_trades("kraken", 3_000, limit_s=60)
+        assert feedmono.stop() == 0
+        for sim, total in ((binance, 60_000), (kraken, 3_000)):
+            topic = f"{topic_prefix}.{sim.exchange}"
+            trades = by_symbol(normalized(kafka, registry, topic))
+            assert_complete(trades, sim)
+            assert sum(map(len, trades.values())) == total
+            _assert_raw_holds(kafka, f"{topic}.raw", trades)
+            assert not list(consume(kafka, f"{topic}.dead"))
+
+
+def _assert_raw_holds(kafka: AnyKafka, topic: str, trades: dict[str, list[dict[str, Any]]]) -> None:
+    """The raw topic has each frame once, and each trade's frame names the trade."""
+    frames: dict[int, bytes] = {}
+    for message in consume(kafka, topic):
+        ((name, tag),) = message.headers() or []
+        assert name == "frame"
+        assert isinstance(tag, bytes)
+        _connection, sequence, received_ns, origin = map(int, tag.split(b":"))
+        value = message.value()
+        assert isinstance(value, bytes)
+        assert sequence not in frames
+        assert received_ns > 1_700_000_000_000_000_000
+        assert origin in (0, 1)
+        frames[sequence] = value
+    used = set()
+    for records in trades.values():
+        for record in records:
+            frame = frames[record["frame_sequence"]]
+            assert record["trade_id"].encode() in frame
+            assert record["price"].encode() in frame
+            used.add(record["frame_sequence"])
+    assert used == set(frames)
+
+
+def test_ten_kills_of_the_serializer_lose_nothing_and_double_at_most_the_window(
+    tmp_path: Path, kafka: AnyKafka, registry: AnyRegistry, topic_prefix: str
+) -> None:
+    window = 500
+    with (
+        Sim("binance", "--rate", "2000", "--hold") as sim,
+        Instance(tmp_path, sim, **into(kafka, registry, topic_prefix, WINDOW=window)) as feedmono,
+    ):
+        for _ in range(10):
+            before = feedmono.of("binance")
+            feedmono.wait_trades("binance", before["delivered"] + 300)
+            victim = feedmono.of("binance")["serializer_pid"]
+            os.kill(victim, signal.SIGKILL)
+            feedmono.wait(lambda s, v=victim: s[0]["serializer_pid"] not in (None, v))
+        sim.fault("pause", True)
+        feedmono.wait(lambda s: s[0]["ring_used_bytes"] == 0)
+        assert feedmono.stop() == 0
+        trades = by_symbol(normalized(kafka, registry, f"{topic_prefix}.binance"))
+        assert_complete(trades, sim, doubled=10 * window)
+        sent = {s: t["last_id"] for s, t in sim.state()["symbols"].items()}
+        assert {s: max(int(t["trade_id"]) for t in ts) for s, ts in trades.items()} == sent
+
+
+def test_broker_and_registry_that_come_later_get_everything_captured_before(
+    tmp_path: Path, real_kafka: Kafka, registry: AnyRegistry, topic_prefix: str
+) -> None:
+    with (
+        Sim("binance", "--rate", "1000", "--limit", "3000", "--hold") as sim,
+        Kafka() as late,
+    ):
+        late.kill()
+        with Instance(tmp_path, sim, **into(late, registry, topic_prefix)) as feedmono:
+            sim.wait(lambda s: sum(t["sent"] for t in s["symbols"].values()) == 3000)
+            feedmono.wait(lambda s: late.bootstrap_servers in s[0]["detail"])
+            late.restart()
+            feedmono.wait_trades("binance", 3000)
+            assert feedmono.stop() == 0
+            trades = by_symbol(normalized(late, registry, f"{topic_prefix}.binance"))
+            assert_complete(trades, sim)
+            assert sum(map(len, trades.values())) == 3000
