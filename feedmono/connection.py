@@ -12,6 +12,7 @@ An operator's own certificate authority is added by OpenSSL's variables ``SSL_CE
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 import ssl
 import time
@@ -38,6 +39,9 @@ SEND_LIMIT_S = 5.0
 """A peer that takes none of our few bytes for so long is gone."""
 FAREWELL_LIMIT_S = 1.0
 """How long an orderly close waits for the peer's last frames."""
+PONG_INTERVAL_S = 0.5
+"""Between two pongs. An exchange that counts them among our messages (Binance: 5 a second, over
+it the address is banned) must not be provoked by a storm of its own pings."""
 RETRY_S = 0.01
 """How often a full ring is asked again."""
 
@@ -121,6 +125,9 @@ class _Life:
     answered: bool = False
     """No symbol was pending any more, and that was logged."""
     refused: set[str] = field(default_factory=set)
+    pong: bytes | None = None
+    """The payload of the last ping, while it is to be answered."""
+    pong_after_s: float = -math.inf
     ended: Ended | None = None
     """Why it will end, once the batch at hand is delivered."""
 
@@ -287,6 +294,9 @@ class Connection:
             if watch.ping_due(now):
                 wire.send(framing.PING, b"", SEND_LIMIT_S, self._wake)
             until = min(session.next_poll_s(), watch.next_s())
+            if life.pong is not None:
+                self._send_pong(life, now)
+                until = min(until, life.pong_after_s)
             readable = wire.wait(until - now, self._wake)
             if self._wake.is_set:
                 raise Ended("stopped", code=framing.NORMAL, drain=True)
@@ -323,7 +333,7 @@ class Connection:
         if not rare:
             has_data = self._take(life, messages, received_ns, now)
         else:
-            self._answer_ping(life, rare)
+            self._answer_ping(life, rare, now)
             has_data = False
             done = 0
             for after, event in rare:
@@ -393,15 +403,23 @@ class Connection:
             life.ended = Ended(f"closed {event.code}", event.reason, code=echo)
         return 0
 
-    def _answer_ping(self, life: _Life, rare: list[framing.Rare]) -> None:
-        """Answers the last ping of a batch, as RFC 6455 5.5.3 allows: a storm of pings costs one
-        frame a read. Before delivering, which may have to wait for room."""
+    def _answer_ping(self, life: _Life, rare: list[framing.Rare], now: float) -> None:
+        """Answers the last ping of a batch, as RFC 6455 5.5.3 allows. Before delivering, which
+        may have to wait for room; in vain is no reason not to deliver."""
         pings = [event for _, event in rare if isinstance(event, framing.Ping)]
         if pings:
+            life.pong = pings[-1].payload
             try:
-                life.wire.send(framing.PONG, pings[-1].payload, SEND_LIMIT_S, self._wake)
+                self._send_pong(life, now)
             except Ended as ended:
                 life.ended = ended
+
+    def _send_pong(self, life: _Life, now: float) -> None:
+        """Sends the pong that is owed, unless the one before was sent just now."""
+        if life.pong is not None and now >= life.pong_after_s:
+            payload, life.pong = life.pong, None
+            life.pong_after_s = now + PONG_INTERVAL_S
+            life.wire.send(framing.PONG, payload, SEND_LIMIT_S, self._wake)
 
     def _raise_end(self, life: _Life) -> None:
         if life.ended is not None:

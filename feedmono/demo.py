@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from feedmono import exchanges, serializer, statelock, workers
+from feedmono import exchanges, serializer, simulator, statelock, workers
 from feedmono.config import Config
 from feedmono.sinks.files import count_trades
 
@@ -22,8 +22,10 @@ _DEFAULTS = {
     "files.dir": ("FEEDMONO_FILES_DIR", "data/demo"),
     "sink": ("FEEDMONO_SINK", "files"),
 }
-# In each folder that a demo made: what has no such file is not the demo's to empty.
+# In a folder of files that a demo made: what has no such mark is not the demo's to empty.
 _MARK = ".feedmono-demo"
+# About what Binance's five symbols do on a real day.
+_ARGUMENTS = ("--port", "0", "--rate", "55", "--stop-with-parent")
 _READY_LIMIT_S = 15.0
 _END_LIMIT_S = 5.0
 
@@ -59,9 +61,11 @@ def start() -> Simulators:
     processes: list[subprocess.Popen[bytes]] = []
     urls: dict[str, str] = {}
     for name in exchanges.names():
-        command = [sys.executable, "-m", "feedmono", "sim", "--exchange", name, "--port", "0"]
+        command = [sys.executable, "-m", "feedmono", "sim", "--exchange", name, *_ARGUMENTS]
+        if simulator.load(name).recorded_symbol is not None:
+            command += ["--trades", "recorded"]
         process = subprocess.Popen(
-            [*command, "--demo", "--stop-with-parent"],
+            command,
             stdout=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
             # Ctrl-C reaches this process alone, which stops the capture first.
@@ -99,32 +103,40 @@ def overrides(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def empty(config: Config) -> None:
-    """Removes what an earlier demo left: its rings, its state, its files.
+    """Removes what an earlier demo left: its rings, its state, its files, and nothing else.
 
-    :raises DemoError: a demo runs there, or a folder holds something else than a demo's.
+    :raises DemoError: a demo runs there, or the files are not a demo's.
     """
     pid = statelock.holder(config.state_dir)
     if pid is not None:
         raise DemoError(f"{config.state_dir} is in use by process {pid}")
-    folders = [config.state_dir] + ([config.files.dir] if config.sink == "files" else [])
-    for folder in folders:
-        if folder.exists() and any(folder.iterdir()) and not (folder / _MARK).exists():
-            raise DemoError(
-                f"{folder} holds something else than a demo's files: the demo would empty it. "
-                "Set another folder, or remove it yourself"
-            )
+    mark = config.files.dir / _MARK
+    folders = [config.files.dir / e.name for e in config.enabled_exchanges]
+    if config.sink == "files" and not mark.exists() and any(map(_holds_files, folders)):
+        raise DemoError(
+            f"{config.files.dir} holds trades that are not a demo's, and a demo would remove "
+            "them: set another FEEDMONO_FILES_DIR"
+        )
     for exchange in config.enabled_exchanges:
         shared = workers.Shared.of(config, exchange.name)
-        for path in (shared.ring, *serializer.aside(shared.ring)):
+        for path in (shared.ring, *serializer.aside(shared.ring), *shared.state_files):
             path.unlink(missing_ok=True)
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / _MARK).touch()
+        shutil.rmtree(shared.dead_letters, ignore_errors=True)
+    if config.sink == "files":
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        config.files.dir.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+
+
+def _holds_files(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
 
 
 def summary(config: Config) -> str:
     """Where the files are, how many trades they hold, and how to look at them."""
+    if config.sink != "files":
+        return f"The demo's trades are in the sink {config.sink}."
     lines = ["", "The demo's trades:"]
     example: Path | None = None
     for exchange in config.enabled_exchanges:
@@ -137,7 +149,7 @@ def summary(config: Config) -> str:
         lines += [
             "",
             "Look at them with any Avro tool:",
-            f"  {_shown(Path(sys.executable).with_name('fastavro'))} {_shown(example)} | head -n 3",
+            f"  {_shown(Path(sys.executable).with_name('fastavro'))} {_shown(example)} | tail -n 3",
         ]
     return "\n".join(lines)
 

@@ -101,7 +101,7 @@ class AttemptLimiter:
             made = [_time(t) for t in content["made"]]
             held_at, hold_s = _time(content["held_at"]), _time(content["hold_s"])
         except FileNotFoundError:
-            self._log.info("no connection attempts on record", file=str(self._path))
+            self._log.debug("no connection attempts on record", file=str(self._path))
         except (
             OSError,
             ValueError,

@@ -72,7 +72,7 @@ def configure(level: str, style: str, fd: int | None = None) -> None:
         renderer = structlog.processors.JSONRenderer(default=str)
     else:
         renderer = structlog.dev.ConsoleRenderer(
-            colors=os.isatty(target), pad_event_to=32, sort_keys=False
+            colors=os.isatty(target), pad_event_to=0, pad_level=False, sort_keys=False
         )
     structlog.configure(
         processors=[

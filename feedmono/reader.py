@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from feedmono import metadata, ring, ring_layout, workers
 from feedmono.config import Config
@@ -41,6 +42,15 @@ class Process:
         self._subscribed: dict[int, set[str]] = {}
         self._refused: dict[str, str] = {}
         self._stop = threading.Event()
+        limits = config.connections
+        largest_bytes = ring_layout.max_payload_bytes(self._ring.capacity_bytes)
+        if limits.frame_limit_bytes > largest_bytes:
+            log.info(
+                "frame_limit lowered to what fits into the ring",
+                frame_limit_bytes=largest_bytes,
+                ring_capacity_bytes=self._ring.capacity_bytes,
+            )
+            limits = replace(limits, frame_limit_bytes=largest_bytes)
         limiter = AttemptLimiter(self._shared.attempts, self._exchange.limits, log)
         shares = spread(self._exchange_config.symbols, self._exchange.limits.symbols_per_connection)
         self._connections = [
@@ -49,7 +59,7 @@ class Process:
                 self._exchange,
                 symbols,
                 self._exchange_config.ws_url,
-                config.connections,
+                limits,
                 limiter,
                 self._deliver,
                 self,

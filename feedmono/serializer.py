@@ -35,6 +35,8 @@ _BATCH_BYTES = 1 << 20
 _BUSY_RECORDS = 100
 _FIRST_RETRY_S = 0.25
 _RETRY_CAP_S = 10.0
+# A start takes a moment: what is not ready for so long is worth a word.
+_SILENT_S = 1.5
 _REASON_CHARS = 500
 
 
@@ -343,10 +345,12 @@ class Process:
     def _until(self, ready: Callable[[], bool], trouble: Callable[[], str]) -> bool:
         """Tries with growing waits until it is *ready*; False if SIGTERM came first."""
         pause_s = _FIRST_RETRY_S
+        begun_s = time.monotonic()
         while not self._stopping:
             if ready():
                 return True
-            self._say(trouble())
+            if time.monotonic() - begun_s >= _SILENT_S:
+                self._say(trouble())
             deadline_s = time.monotonic() + pause_s
             while not self._stopping and (left_s := deadline_s - time.monotonic()) > 0:
                 self._wait(left_s)

@@ -31,7 +31,7 @@ class ExchangeStatus:
     name: str
     state: str
     """``starting``, ``connecting``, ``flowing``, ``partial`` (not all connections or symbols),
-    ``delivery waits``, ``restarting``."""
+    ``delivery waits``, ``restarting``, ``stopped``."""
     detail: str
     """Why, when the state is not ``flowing``."""
     trades_per_s: float
@@ -179,11 +179,13 @@ class Sampler:
         counters = self._counters
         if known.restarting:
             return "restarting", known.restarting
+        if not (known.reader_pid or known.serializer_pid):
+            return "stopped", ""
         trouble = str(self._note(self._shared.serializer_note).get("trouble", ""))
         if trouble:
             return "delivery waits", trouble
         connections, connected = counters[Field.CONNECTIONS], counters[Field.CONNECTED]
-        if not connections:
+        if not connections or not known.reader_pid:
             return "starting", ""
         if not connected:
             return "connecting", "no connection brings trades yet"

@@ -74,6 +74,11 @@ class Shared:
             dead_letters=state / "dead" / exchange,
         )
 
+    @property
+    def state_files(self) -> tuple[Path, ...]:
+        """All files of the exchange's in ``state_dir``."""
+        return self.metadata, self.attempts, self.reader_note, self.serializer_note
+
 
 def publish(path: Path, content: Mapping[str, object]) -> None:
     """Writes a small JSON file such that whoever reads it finds the old or the new one whole."""

@@ -137,7 +137,10 @@ class Desk:
 
     def wait(self, condition: Callable[[], bool], limit_s: float = LIMIT_S) -> None:
         with self._changed:
-            assert self._changed.wait_for(condition, limit_s), f"never came: {vars(self)}"
+            assert self._changed.wait_for(condition, limit_s), (
+                f"never came; states {self.states[-5:]}, reconnects {self.reconnects[-5:]}, "
+                f"{len(self.delivered)} delivered, the last {self.payloads[-1:]}"
+            )
 
     def make_room(self) -> None:
         with self._changed:
