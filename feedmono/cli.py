@@ -129,7 +129,7 @@ def _demo(args: argparse.Namespace) -> int:
     config = _load(args, demo.overrides(os.environ)).config
     try:
         demo.empty(config)
-        simulators = demo.start()
+        simulators = demo.start([e.name for e in config.enabled_exchanges])
     except demo.DemoError as error:
         print(f"feedmono: {error}", file=sys.stderr)
         return 1

@@ -53,6 +53,7 @@ class Layers:
         self._known = known
         self._folder = folder
         self._settings: dict[str, Setting] = {}
+        self._given: set[str] = set()
         self._by_variable = {key.variable: key for key in known.values() if key.variable}
 
     def add_file(self, source: Source, tree: Mapping[str, object], origin: str = "") -> None:
@@ -82,10 +83,10 @@ class Layers:
         missing = [
             key.name
             for key in self._known.values()
-            if key.name not in self._settings and not isinstance(key.kind, EntriesKind)
+            if key.name not in self._given and not isinstance(key.kind, EntriesKind)
         ]
         for block in blocks:
-            if not any(name.startswith(f"{block}.") for name in self._settings):
+            if not any(name.startswith(f"{block}.") for name in self._given):
                 allowed = f"one with {', '.join(self._parts(block))}"
                 self._mistake(default_label, f"no block {block}", allowed)
                 missing = [name for name in missing if not name.startswith(f"{block}.")]
@@ -123,6 +124,7 @@ class Layers:
 
     def _set(self, key: Key, entry: str, value: object, where: str, origin: str) -> None:
         kind = key.kind
+        self._given.add(key.name)
         try:
             if entry and isinstance(kind, EntriesKind):
                 parsed = kind.parse_entry(entry, value, self._folder)

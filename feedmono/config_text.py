@@ -350,7 +350,7 @@ class _Finder:
         if len(content) > _MAX_BYTES:
             self._fail(where, "a larger file", allowed)
             return ""
-        return text.replace("\r\n", "\n")
+        return text
 
     def _check(self, found: Scan, label: str) -> None:
         """What pyhocon takes in silence and gets wrong."""

@@ -8,11 +8,11 @@ import select
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from feedmono import exchanges, serializer, simulator, statelock, workers
+from feedmono import serializer, simulator, statelock, workers
 from feedmono.config import Config
 from feedmono.sinks.files import count_trades
 
@@ -53,14 +53,14 @@ class Simulators:
                 process.wait()
 
 
-def start() -> Simulators:
-    """A simulator per exchange, on free loopback ports; they end with this process.
+def start(names: Sequence[str]) -> Simulators:
+    """A simulator for each of these exchanges, on free loopback ports; they end with this process.
 
     :raises DemoError: one did not start.
     """
     processes: list[subprocess.Popen[bytes]] = []
     urls: dict[str, str] = {}
-    for name in exchanges.names():
+    for name in names:
         command = [sys.executable, "-m", "feedmono", "sim", "--exchange", name, *_ARGUMENTS]
         if simulator.load(name).recorded_symbol is not None:
             command += ["--trades", "recorded"]
@@ -74,7 +74,7 @@ def start() -> Simulators:
         processes.append(process)
     simulators = Simulators(tuple(processes), urls)
     try:
-        for name, process in zip(exchanges.names(), processes, strict=True):
+        for name, process in zip(names, processes, strict=True):
             ready = _ready(name, process)
             urls[f"exchanges.{name}.ws_url"] = str(ready["ws_url"])
             urls[f"exchanges.{name}.rest_url"] = str(ready["rest_url"])

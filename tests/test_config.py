@@ -17,8 +17,6 @@ from feedmono.config import Config, ConfigError, Loaded, load
 from feedmono.config_keys import Key, keys
 from feedmono.config_text import locate
 from feedmono.config_values import (
-    DURATION_UNITS_US,
-    SIZE_UNITS,
     CanonicalSymbols,
     Choice,
     Duration,
@@ -32,10 +30,6 @@ from feedmono.config_values import (
     TopicPrefix,
     Url,
     Whole,
-    format_duration,
-    format_size,
-    parse_duration,
-    parse_size,
 )
 
 KEYS = keys(exchanges.names())
@@ -167,6 +161,12 @@ def test_every_key_means_the_same_in_a_file_as_in_its_variable(
         assert in_file.origins[key.name] == f"file x.conf:{line}"
 
 
+def test_canonical_symbols_alone_are_a_block_with_a_variable() -> None:
+    """What the tests above leave out; the one below has them."""
+    left_out = [k for k in KEYS.values() if isinstance(k.kind, EntriesKind)]
+    assert {type(k.kind) for k in left_out if k.variable} == {CanonicalSymbols}
+
+
 @pytest.mark.parametrize("name", exchanges.names())
 def test_canonical_symbols_come_from_a_block_or_a_variable(name: str, tmp_path: Path) -> None:
     expected = {"BTCX": "BTC/X", "A.B": "A/B"}
@@ -212,6 +212,18 @@ def test_the_file_in_the_current_folder_is_taken_without_being_named(tmp_path: P
 def test_in_a_checkout_the_default_file_is_the_operators() -> None:
     checkout = resources.path("etc", "feedmono.conf").parent.parent
     assert load(None, {}, cwd=checkout).origins["state_dir"] == "file etc/feedmono.conf:8"
+
+
+def test_a_mistake_in_a_checkouts_default_file_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    default = tmp_path / "etc" / "feedmono.conf"
+    default.parent.mkdir()
+    text = resources.path("etc", "feedmono.conf").read_text(encoding="utf-8")
+    default.write_text(text.replace("sink = files", "sink = flies"), encoding="utf-8")
+    monkeypatch.setattr(resources, "path", lambda folder, name: tmp_path / folder / name)
+    [mistake] = refused(tmp_path).mistakes
+    assert re.fullmatch(r"etc/feedmono\.conf:\d+: sink", mistake.where)
 
 
 def test_relative_paths_count_from_the_current_folder(tmp_path: Path) -> None:
@@ -552,100 +564,3 @@ PIECES = [
 def test_whatever_a_file_holds_nothing_but_a_config_error_comes_of_it(text: str) -> None:
     with TemporaryDirectory() as folder, suppress(ConfigError):
         assert isinstance(loaded(Path(folder), text).config, Config)
-
-
-# --- Sizes and durations.
-
-
-@settings(derandomize=True)
-@given(st.integers(0, 2**63))
-def test_a_size_is_read_back_as_it_is_shown(size_bytes: int) -> None:
-    text = format_size(size_bytes)
-    if len(text.split()[0]) <= 18:
-        assert parse_size(text) == size_bytes
-
-
-@settings(derandomize=True)
-@given(st.integers(0, 10**15))
-def test_a_duration_is_read_back_as_it_is_shown(duration_us: int) -> None:
-    assert parse_duration(format_duration(duration_us / 1e6)) == duration_us / 1e6
-
-
-@settings(derandomize=True)
-@given(
-    st.integers(0, 10**6),
-    st.integers(0, 10**6),
-    st.sampled_from(list(SIZE_UNITS)),
-    st.sampled_from([str.lower, str.upper, str]),
-)
-def test_a_size_is_exact_or_refused(whole: int, rest: int, unit: str, case: type[str]) -> None:
-    text = f"{whole}.{rest:06} {case(unit)}"
-    exact = (whole * 10**6 + rest) * SIZE_UNITS[unit]
-    if exact % 10**6:
-        with pytest.raises(ValueError, match="finer"):
-            parse_size(text)
-    else:
-        assert parse_size(text) == exact // 10**6
-
-
-@settings(derandomize=True)
-@given(st.text(max_size=12))
-def test_any_text_is_a_size_and_a_duration_or_a_value_error(text: str) -> None:
-    for parse in (parse_size, parse_duration):
-        try:
-            assert parse(text) >= 0
-        except ValueError:
-            continue
-
-
-@pytest.mark.parametrize(
-    ("text", "size_bytes"),
-    [
-        ("1 B", 1),
-        ("64KiB", 65536),
-        ("64 kB", 64000),
-        ("1.5 GiB", 3 * 2**29),
-        ("2mib", 2**21),
-        ("1 TiB", 2**40),
-        (" 0 B ", 0),
-    ],
-)
-def test_sizes_count_in_thousands_or_in_1024s(text: str, size_bytes: int) -> None:
-    assert parse_size(text) == size_bytes
-
-
-@pytest.mark.parametrize(
-    ("text", "duration_s"),
-    [
-        ("0", 0.0),
-        ("250 us", 0.00025),
-        ("5ms", 0.005),
-        ("0.5 s", 0.5),
-        ("90 seconds", 90.0),
-        ("2 m", 120.0),
-        ("2 min", 120.0),
-        ("1 h", 3600.0),
-        ("1.5 days", 129600.0),
-    ],
-)
-def test_durations_have_their_usual_units(text: str, duration_s: float) -> None:
-    assert parse_duration(text) == duration_s
-
-
-@pytest.mark.parametrize(
-    "text", ["", "5", "0.0", "-1 s", "5 M", "5 ns", "1e3 s", "5 s s", "0.5 us"]
-)
-def test_what_is_no_duration_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="unit"):
-        parse_duration(text)
-
-
-def test_every_unit_of_time_is_longer_than_the_one_before() -> None:
-    assert list(DURATION_UNITS_US.values()) == sorted(set(DURATION_UNITS_US.values()))
-    assert list(SIZE_UNITS.values()) == sorted(set(SIZE_UNITS.values()))
-
-
-def test_canonical_symbols_are_a_block_of_entries() -> None:
-    """What the tests above leave out is tested on its own."""
-    left_out = [k for k in KEYS.values() if isinstance(k.kind, EntriesKind)]
-    assert {type(k.kind) for k in left_out if k.variable} == {CanonicalSymbols}

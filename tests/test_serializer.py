@@ -1,0 +1,242 @@
+"""The serializer's loop: what it hands over, what it acknowledges, how far it runs ahead."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from feedmono import log, ring, workers
+from feedmono.config import Budget, ExchangeConfig
+from feedmono.counters import Counters, Field
+from feedmono.exchanges import load
+from feedmono.metadata import CanonicalSymbols
+from feedmono.ring_layout import BINARY, EVENT, FRAME, HEADER_BYTES, record_bytes
+from feedmono.serializer import Normalizer, Serializer
+from feedmono.sinks.base import Entry, Sink, SinkStats
+
+
+class ManualSink(Sink):
+    """Acknowledges when the test says so: no real sink can be held at a point like that."""
+
+    def __init__(self) -> None:
+        self.stats = SinkStats()
+        self.taken: list[Entry] = []
+        self.room = 1_000_000
+        self.end: int | None = None
+        self.flushes = 0
+
+    def open(self) -> bool:
+        return True
+
+    def write(self, entries: Sequence[Entry]) -> int:
+        taken = entries[: max(0, self.room - len(self.taken))]
+        self.taken += taken
+        return len(taken)
+
+    def poll(self, timeout_s: float) -> int | None:
+        return self.end
+
+    def flush(self) -> None:
+        self.flushes += 1
+
+    def close(self) -> None:
+        pass
+
+    def wait_s(self) -> float:
+        return 0.0
+
+    @property
+    def trouble(self) -> str:
+        return ""
+
+    def acknowledge(self, count: int) -> None:
+        """Everything up to the entry number *count* is safe."""
+        self.end = self.taken[count - 1].end
+
+
+class Rig:
+    """A ring with a writer, a serializer of Binance frames, and a sink by hand."""
+
+    def __init__(self, folder: Path, window: int = 100) -> None:
+        self.path = folder / "x.ring"
+        ring.create(self.path, 1 << 20)
+        self.writer = ring.RingWriter(self.path)
+        self.sink = ManualSink()
+        self.counters = Counters.create(folder / "counters")
+        self.config = ExchangeConfig(
+            "binance", True, ("BTCUSDT",), "", "", {"BTCUSDT": "BTC/USDT"}, Budget(1, 1)
+        )
+        self.metadata = folder / "symbols.json"
+        self.canonical = CanonicalSymbols(self.config, self.metadata)
+        self.normalizer = Normalizer(load("binance"), self.canonical, self.counters, log.get())
+        self.window = window
+        self.restart()
+
+    def restart(self) -> None:
+        """A new serializer on the ring as it is."""
+        self.reader = ring.RingReader(self.path)
+        self.normalizer = Normalizer(load("binance"), self.canonical, self.counters, log.get())
+        self.serializer = Serializer(
+            self.reader, self.normalizer, self.sink, self.counters, self.window
+        )
+
+    def append(self, *frames: bytes, kind: int = FRAME, flags: int = 0) -> None:
+        assert self.writer.append(frames, kind, 0, 10**18, flags) == len(frames)
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of the trades that were handed over, out of their raw frames."""
+        return [str(json.loads(e.frame.payload)["data"]["t"]) for e in self.sink.taken if e.trades]
+
+
+def frame(trade_id: int, symbol: str = "BTCUSDT", price: str = "1.50") -> bytes:
+    event = {
+        "e": "trade", "E": 1, "s": symbol, "t": trade_id, "p": price, "q": "2.0",
+        "T": 1723161255342, "m": True, "M": True,
+    }  # fmt: skip
+    return json.dumps({"stream": "x@trade", "data": event}, separators=(",", ":")).encode()
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    made = Rig(tmp_path)
+    yield made
+    made.writer.close()
+
+
+def test_the_cursor_moves_only_behind_acknowledgements(rig: Rig) -> None:
+    rig.append(*(frame(i) for i in range(1, 6)))
+    rig.serializer.step()
+    rig.serializer.step()
+    assert rig.ids == ["1", "2", "3", "4", "5"]
+    assert rig.reader.acknowledged == 0
+    rig.sink.acknowledge(3)
+    rig.serializer.step()
+    assert rig.reader.acknowledged == rig.sink.taken[2].end
+    assert rig.counters[Field.DELIVERED_TRADES] == 3
+    assert not rig.serializer.idle
+    rig.sink.acknowledge(5)
+    rig.serializer.step()
+    assert rig.serializer.idle
+    assert rig.reader.used_bytes == 0
+
+
+def test_a_successor_begins_at_the_oldest_unacknowledged_record(rig: Rig) -> None:
+    rig.append(*(frame(i) for i in range(1, 6)))
+    rig.serializer.step()
+    rig.sink.acknowledge(3)
+    rig.serializer.step()
+    rig.sink.taken.clear()
+    rig.sink.end = None
+    rig.restart()
+    rig.serializer.step()
+    assert rig.ids == ["4", "5"]
+
+
+def test_it_reads_at_most_window_records_past_the_oldest_unacknowledged_one(rig: Rig) -> None:
+    rig.append(*(frame(i) for i in range(1, 301)))
+    for _ in range(10):
+        rig.serializer.step()
+    assert len(rig.ids) == 100
+    assert rig.sink.flushes > 0, "a full window asks for what is under way to be stored"
+    rig.sink.acknowledge(1)
+    for _ in range(10):
+        rig.serializer.step()
+    assert len(rig.ids) == 101
+
+
+def test_a_sink_that_takes_less_gets_the_rest_later_in_order(rig: Rig) -> None:
+    rig.append(*(frame(i) for i in range(1, 51)))
+    for room in (7, 7, 20, 50):
+        rig.sink.room = room
+        rig.serializer.step()
+        assert rig.ids == [str(i) for i in range(1, room + 1)]
+
+
+def test_a_trade_seen_before_is_dropped_and_its_frame_with_it(rig: Rig) -> None:
+    rig.append(frame(7), frame(8), frame(7), frame(10), frame(9))
+    rig.serializer.step()
+    assert rig.ids == ["7", "8", "10", "9"], "a late trade fills its hole"
+    assert rig.sink.taken[2].symbol is None
+    assert rig.counters[Field.DUPLICATES] == 1
+
+
+def test_what_carries_no_trade_is_acknowledged_with_the_rest(rig: Rig) -> None:
+    rig.append(b'{"event":"lost"}', kind=EVENT)
+    rig.append(frame(1))
+    rig.append(b"\x00binary", flags=BINARY)
+    rig.append(b"garbage")
+    rig.serializer.step()
+    event, trade, binary, garbage = rig.sink.taken
+    assert (event.symbol, event.trades, event.dead) == (None, (), None)
+    assert (trade.symbol, len(trade.trades)) == ("BTCUSDT", 1)
+    assert binary.dead is not None
+    assert binary.dead.stage == "decode"
+    assert garbage.dead is not None
+    assert garbage.frame.payload == b"garbage"
+    assert rig.counters[Field.DEAD_LETTERS] == 2
+
+
+def test_a_trade_that_can_not_be_normalized_is_a_dead_letter_and_the_others_go_on(
+    rig: Rig,
+) -> None:
+    rig.append(frame(1), frame(2, symbol="NEWUSDT"), frame(3))
+    rig.serializer.step()
+    assert rig.ids == ["1", "3"]
+    dead = rig.sink.taken[1].dead
+    assert dead is not None
+    assert dead.stage == "normalize"
+    assert "NEWUSDT" in dead.reason
+    assert "canonical_symbols" in dead.reason
+
+
+def test_metadata_that_comes_later_is_used_from_then_on(rig: Rig) -> None:
+    rig.append(frame(1, symbol="NEWUSDT"))
+    rig.serializer.step()
+    workers.publish(rig.metadata, {"symbols": {"NEWUSDT": "NEW/USDT", "BTCUSDT": "ignored"}})
+    rig.append(frame(2, symbol="NEWUSDT"))
+    rig.serializer.step()
+    assert rig.ids == ["2"]
+    assert rig.canonical.names["BTCUSDT"] == "BTC/USDT", "the operator's name stays"
+
+
+def test_a_damaged_record_becomes_a_dead_letter_and_the_others_are_delivered(rig: Rig) -> None:
+    rig.append(frame(1), frame(2), frame(3))
+    with rig.path.open("r+b") as file:
+        file.seek(HEADER_BYTES + record_bytes(len(frame(1))) + 40)
+        file.write(b"\xff\xff")
+    for _ in range(6):
+        rig.serializer.step()
+    assert rig.ids == ["1", "3"]
+    (letter,) = [e for e in rig.sink.taken if e.dead]
+    assert letter.dead is not None
+    assert letter.dead.stage == "ring"
+    rig.sink.acknowledge(len(rig.sink.taken))
+    rig.serializer.step()
+    assert rig.reader.used_bytes == 0
+    assert rig.counters[Field.DAMAGED_RECORDS] == 1
+
+
+def test_positions_of_a_second_ring_go_on_behind_those_of_the_first(
+    rig: Rig, tmp_path: Path
+) -> None:
+    rig.append(frame(1))
+    rig.serializer.step()
+    rig.sink.acknowledge(1)
+    rig.serializer.step()
+    base = rig.serializer.base
+    assert base == rig.sink.taken[0].end
+    second = tmp_path / "second.ring"
+    ring.create(second, 1 << 20)
+    ring.RingWriter(second).append([frame(2)], FRAME, 0, 1)
+    reader = ring.RingReader(second)
+    follower = Serializer(reader, rig.normalizer, rig.sink, rig.counters, 100, base)
+    follower.step()
+    follower.step()
+    assert reader.acknowledged == 0, "what the first ring's last entry said is no news"
+    rig.sink.acknowledge(2)
+    follower.step()
+    assert reader.used_bytes == 0
