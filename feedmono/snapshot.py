@@ -31,7 +31,7 @@ class ExchangeStatus:
     name: str
     state: str
     """``starting``, ``connecting``, ``flowing``, ``partial`` (not all connections or symbols),
-    ``delivery waits``, ``restarting``, ``stopped``."""
+    ``waiting`` (for the sink, or for metadata), ``restarting``, ``stopped``."""
     detail: str
     """Why, when the state is not ``flowing``."""
     trades_per_s: float
@@ -183,7 +183,7 @@ class Sampler:
             return "stopped", ""
         trouble = str(self._note(self._shared.serializer_note).get("trouble", ""))
         if trouble:
-            return "delivery waits", trouble
+            return "waiting", trouble
         connections, connected = counters[Field.CONNECTIONS], counters[Field.CONNECTED]
         if not connections or not known.reader_pid:
             return "starting", ""

@@ -14,13 +14,13 @@ from rich.text import Text
 from feedmono.snapshot import ExchangeStatus, Snapshot
 from feedmono.supervisor import Display
 
-_STYLES = {"flowing": "green", "restarting": "red", "delivery waits": "red"}
+_STYLES = {"flowing": "green", "restarting": "red", "waiting": "red"}
 _LINE_BYTES = 65536
 
 
 def render(state: Snapshot) -> Group:
     """One row an exchange, fit for 80 columns; what is not as it should be stands below."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("exchange", no_wrap=True)
     table.add_column("state", no_wrap=True)
     for name in ("trades/s", "total", "last", "p50/p99 ms", "ring", "CPU", "MiB", "reconn"):
@@ -29,8 +29,8 @@ def render(state: Snapshot) -> Group:
         table.add_row(
             e.name,
             Text(e.state, style=_STYLES.get(e.state, "yellow")),
-            f"{e.trades_per_s:,.1f}",
-            f"{e.trades:,}",
+            f"{e.trades_per_s:,.{0 if e.trades_per_s >= 1000 else 1}f}",
+            _count(e.trades),
             _age(e.last_trade_age_s),
             f"{_ms(e.delivery_p50_s)}/{_ms(e.delivery_p99_s)}",
             f"{e.ring_used_bytes / e.ring_capacity_bytes:.0%}",
@@ -81,6 +81,10 @@ def _detail(e: ExchangeStatus) -> Text:
 
 def _judged(text: str, over: bool) -> Text:
     return Text(text, style="red" if over else "")
+
+
+def _count(number: int) -> str:
+    return f"{number:,}" if number < 10_000_000 else f"{number / 1e6:,.1f} M"
 
 
 def _ms(duration_s: float | None) -> str:

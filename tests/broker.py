@@ -419,7 +419,7 @@ def mock_cluster() -> Iterator[str]:
 
 
 def main(arguments: list[str]) -> None:
-    """Serves until SIGTERM, SIGINT or the end of standard input's owner."""
+    """Serves until SIGTERM or SIGINT."""
     stop, wake = socket.socketpair()
     wake.setblocking(False)
     signal.set_wakeup_fd(wake.fileno())

@@ -216,7 +216,7 @@ def test_without_rest_the_capture_goes_on_and_delivery_begins_once_it_answers(
         sim.wait(lambda s: sum(t["sent"] for t in s["symbols"].values()) == 500)
         feedmono.wait(lambda s: s[0]["ring_used_bytes"] > 500 * 100)
         state = feedmono.of("binance")
-        assert state["state"] == "delivery waits"
+        assert state["state"] == "waiting"
         assert "metadata" in state["detail"]
         assert feedmono.stop() == 0
         with Instance(tmp_path, sim) as again:
@@ -225,7 +225,7 @@ def test_without_rest_the_capture_goes_on_and_delivery_begins_once_it_answers(
         # The metadata is cached by now: no REST is needed any more.
         with Instance(tmp_path, sim, BINANCE_REST_URL="http://127.0.0.1:9") as cached:
             cached.wait(lambda s: s[0]["subscribed"] == s[0]["symbols"])
-            cached.wait(lambda s: s[0]["state"] != "delivery waits")
+            cached.wait(lambda s: s[0]["state"] != "waiting")
             assert cached.stop() == 0
         assert_complete(by_symbol(read_avro(feedmono.data / "binance", "trades")), sim)
 

@@ -152,7 +152,7 @@ def test_no_broker_at_start_is_said_and_the_capture_goes_on(tmp_path: Path) -> N
         ) as feedmono,
     ):
         feedmono.wait(lambda s: "127.0.0.1:9" in s[0]["detail"])
-        assert feedmono.of("binance")["state"] == "delivery waits"
+        assert feedmono.of("binance")["state"] == "waiting"
         used = feedmono.of("binance")["ring_used_bytes"]
         feedmono.wait(lambda s: s[0]["ring_used_bytes"] > used + 10_000)
         feedmono.stop()

@@ -1,0 +1,121 @@
+"""The commands as a user meets them: exit status, messages, the demo."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from instance import by_symbol, read_avro
+
+from feedmono import simulator
+
+RECORDED_SYMBOL = "BTCUSDT"
+
+
+def feedmono(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("FEEDMONO_")}
+    return subprocess.run(
+        [sys.executable, "-m", "feedmono", *arguments],
+        cwd=folder,
+        env={**environ, "FEEDMONO_RING_DIR": str(folder / "rings"), **variables},
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+
+
+def test_the_demo_stores_every_trade_of_both_exchanges_once(tmp_path: Path) -> None:
+    """The ids of both simulators run without a hole; the figures are the recording's, or made."""
+    demo = feedmono(tmp_path, "run", "--demo", "--for", "8s")
+    assert demo.returncode == 0, demo.stderr
+    data = tmp_path / "data" / "demo"
+    for exchange, symbols in (("binance", 5), ("kraken", 4)):
+        stored = by_symbol(read_avro(data / exchange, "trades"))
+        assert len(stored) == symbols
+        count = 0
+        for symbol, trades in stored.items():
+            ids = [int(t["trade_id"]) for t in trades]
+            assert ids == list(range(ids[0], ids[0] + len(ids))), symbol
+            count += len(ids)
+            for trade in trades if symbol != RECORDED_SYMBOL else []:
+                expected = simulator.figures(exchange, 1, symbol, int(trade["trade_id"]))
+                assert (trade["price"], trade["quantity"]) == (expected.price, expected.quantity)
+        assert count > 300
+        assert f"{count:,} trades in data/demo/{exchange}" in demo.stdout
+    assert "fastavro data/demo/" in demo.stdout.replace(str(Path(sys.executable).parent) + "/", "")
+
+
+def test_a_second_demo_begins_anew(tmp_path: Path) -> None:
+    feedmono(tmp_path, "run", "--demo", "--for", "2s")
+    before = set((tmp_path / "data/demo/kraken").iterdir())
+    assert before
+    assert feedmono(tmp_path, "run", "--demo", "--for", "2s").returncode == 0
+    assert not before & set((tmp_path / "data/demo/kraken").iterdir())
+
+
+def test_the_demo_never_removes_files_that_are_not_a_demos(tmp_path: Path) -> None:
+    mine = tmp_path / "mine" / "binance" / "trades-1.avro"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("worth keeping")
+    demo = feedmono(tmp_path, "run", "--demo", "--for", "2s", FEEDMONO_FILES_DIR="mine")
+    assert demo.returncode == 1
+    assert "not a demo's" in demo.stderr
+    assert mine.read_text() == "worth keeping"
+
+
+def test_mistakes_in_the_configuration_are_told_at_once_with_status_2(tmp_path: Path) -> None:
+    (tmp_path / "my.conf").write_text("sink = kafak\nring_capacity = 5\nexchanges.binanc {}\n")
+    for command in ("run", "check", "status", "tail"):
+        result = feedmono(tmp_path, command, "--config", "my.conf", FEEDMONO_KRAKEN_SYMBOLS="A,,B")
+        assert result.returncode == 2
+        for part in ("my.conf:1", "kafka", "my.conf:2", "binance", "FEEDMONO_KRAKEN_SYMBOLS"):
+            assert part in result.stderr, (command, part)
+        assert "Traceback" not in result.stderr
+
+
+def test_wrong_arguments_have_status_2(tmp_path: Path) -> None:
+    for arguments in (["run", "--for", "5"], ["run", "--for", "0s"], ["nothing"], [], ["sim"]):
+        result = feedmono(tmp_path, *arguments)
+        assert result.returncode == 2, arguments
+        assert "usage: feedmono" in result.stderr
+
+
+def test_tail_of_an_unknown_exchange_names_those_there_are(tmp_path: Path) -> None:
+    result = feedmono(tmp_path, "tail", "coinbase")
+    assert result.returncode == 2
+    assert "binance, kraken" in result.stderr
+
+
+def test_check_online_says_what_answers_and_fails_if_something_does_not(tmp_path: Path) -> None:
+    from sim import Sim  # noqa: PLC0415
+
+    with Sim("kraken") as sim:
+        answered = feedmono(
+            tmp_path,
+            "check",
+            "--online",
+            FEEDMONO_BINANCE_ENABLED="false",
+            FEEDMONO_KRAKEN_WS_URL=sim.ws_url,
+            FEEDMONO_KRAKEN_REST_URL=sim.rest_url,
+        )
+        assert answered.returncode == 0, answered.stdout
+        refused = feedmono(
+            tmp_path,
+            "check",
+            "--online",
+            "--format",
+            "json",
+            FEEDMONO_BINANCE_ENABLED="false",
+            FEEDMONO_KRAKEN_WS_URL="ws://127.0.0.1:9",
+            FEEDMONO_KRAKEN_REST_URL=sim.rest_url,
+            FEEDMONO_KRAKEN_SYMBOLS="BTC/USD,NO/SUCH",
+            FEEDMONO_SINK="kafka",
+            FEEDMONO_KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:9",
+            FEEDMONO_SCHEMA_REGISTRY_URL="http://127.0.0.1:9",
+        )
+    assert refused.returncode == 1
+    assert refused.stdout.count('"ok": false') == 4, refused.stdout
+    assert "NO/SUCH" in refused.stdout

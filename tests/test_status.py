@@ -1,0 +1,135 @@
+"""What the workers count and say, and how it is shown."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from feedmono import log, snapshot, table, workers
+from feedmono.counters import BOUNDS_S, Counters, Field, Histogram, quantile
+from feedmono.snapshot import ExchangeStatus, Snapshot
+
+
+def status(**fields: object) -> ExchangeStatus:
+    usual: dict[str, object] = {
+        "name": "binance", "state": "flowing", "detail": "", "trades_per_s": 12345.6,
+        "trades": 123_456_789, "delivered": 123_456_789, "last_trade_age_s": 0.04,
+        "receive_p50_s": 0.02, "delivery_p50_s": 0.0061, "delivery_p99_s": 0.0143,
+        "ring_used_bytes": 1 << 20, "ring_capacity_bytes": 64 << 20, "cpu_cores": 0.31,
+        "cpu_budget_cores": 0.5, "memory_bytes": 61 << 20, "memory_budget_bytes": 512 << 20,
+        "reconnects": 12, "restarts": 0, "duplicates": 3, "dead_letters": 0, "symbols": 5,
+        "subscribed": 5,
+    }  # fmt: skip
+    return ExchangeStatus(**{**usual, **fields})  # type: ignore[arg-type]
+
+
+def shown(what: object, width: int = 80) -> str:
+    out = io.StringIO()
+    Console(file=out, width=width).print(what)
+    return out.getvalue()
+
+
+def test_totals_outlive_the_worker_that_counted_them(tmp_path: Path) -> None:
+    counters = Counters.create(tmp_path / "c")
+    counters.add(Field.TRADES, 5)
+    Counters(tmp_path / "c").add(Field.TRADES, 2)
+    assert counters[Field.TRADES] == 7
+    assert Counters.create(tmp_path / "c")[Field.TRADES] == 0
+
+
+def test_quantiles_lie_within_the_bucket_that_holds_them(tmp_path: Path) -> None:
+    counters = Counters.create(tmp_path / "c")
+    assert quantile(counters.buckets(Histogram.RING), 0.5) is None
+    for duration_s, times in ((0.004, 90), (0.08, 9), (-1.0, 1), (10_000.0, 1)):
+        counters.observe(Histogram.RING, duration_s, times)
+    buckets = counters.buckets(Histogram.RING)
+    assert sum(buckets) == 101
+    median, high = quantile(buckets, 0.5), quantile(buckets, 0.95)
+    assert median is not None
+    assert high is not None
+    assert 0.003 <= median <= 0.005
+    assert 0.075 <= high <= 0.1
+    assert quantile(buckets, 1.0) == BOUNDS_S[-1]
+
+
+def test_a_snapshot_survives_its_file(tmp_path: Path) -> None:
+    state = Snapshot(1, 2.0, 3.0, "files", (status(refused={"XBT/USDT": "no"}),))
+    snapshot.publish(state, tmp_path)
+    assert Snapshot.from_json((tmp_path / snapshot.FILE).read_text()) == state
+    with pytest.raises(ValueError, match="not a snapshot"):
+        Snapshot.from_json('{"exchanges": [{"other": 1}]}')
+
+
+def test_the_table_fits_80_columns_and_tells_what_is_wrong() -> None:
+    trouble = status(
+        name="kraken",
+        state="waiting",
+        detail="the registry http://localhost:8081 does not answer",
+        delivery_p50_s=None,
+        last_trade_age_s=300.0,
+        dead_letters=2,
+        refused={"XBT/USDT": "not supported"},
+    )
+    text = shown(table.render(Snapshot(1, 2.0, 3.0, "files", (status(), trouble))))
+    assert max(map(len, text.splitlines())) <= 80
+    for part in ("123.5 M", "12,346", "6.1/14", "waiting", "does not answer", "5 min"):
+        assert part in text
+    assert "2 dead letters" in text
+    assert "XBT/USDT refused: not supported" in text.replace("\n", " ")
+
+
+def test_budgets_show_target_actual_and_status_per_exchange_and_in_total() -> None:
+    greedy = status(name="kraken", cpu_cores=0.9)
+    rows = shown(table.budgets(Snapshot(1, 2.0, 3.0, "files", (status(), greedy)))).splitlines()
+    found = {row[:14].strip(): row.split()[-1] for row in rows[1:]}
+    assert found == {
+        "binance CPU": "ok",
+        "binance memory": "ok",
+        "kraken CPU": "over",
+        "kraken memory": "ok",
+        "total CPU": "over",
+        "total memory": "ok",
+    }
+
+
+def test_a_log_line_is_one_json_object_that_begins_with_when_and_what() -> None:
+    read_fd, write_fd = os.pipe()
+    log.configure("info", "json", write_fd)
+    log.get(exchange="binance").warning("something happened", size_bytes=5)
+    log.get().debug("not of interest")
+    log.get().error("long", text="x" * 10_000)
+    os.close(write_fd)
+    with os.fdopen(read_fd, "rb") as pipe:
+        first, second = pipe.read().splitlines()
+    event = json.loads(first)
+    assert list(event)[:3] == ["timestamp", "level", "event"]
+    assert event["event"] == "something happened"
+    assert event["exchange"] == "binance"
+    assert event["size_bytes"] == 5
+    assert len(second) < 4096
+
+
+def test_a_full_pipe_never_blocks_who_logs() -> None:
+    read_fd, write_fd = os.pipe2(os.O_NONBLOCK)
+    log.configure("info", "text", write_fd)
+    for _ in range(5000):
+        log.get().info("again", text="x" * 100)
+    os.close(read_fd)
+    log.get().info("nobody listens any more")
+    os.close(write_fd)
+    log.configure("warning", "text")
+
+
+def test_what_is_published_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "note.json"
+    assert workers.published(path) is None
+    path.write_text('{"cut')
+    assert workers.published(path) is None
+    workers.publish(path, {"trouble": "none"})
+    assert workers.published(path) == {"trouble": "none"}
+    assert list(tmp_path.iterdir()) == [path]
