@@ -54,6 +54,8 @@ class ExchangeStatus:
     dead_letters: int
     symbols: int
     subscribed: int
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Every counter of the workers, by `feedmono.counters.Field` in lower case."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Symbol → why the exchange does not serve it."""
     reader_pid: int | None = None
@@ -165,6 +167,7 @@ class Sampler:
             dead_letters=counters[Field.DEAD_LETTERS],
             symbols=len(self._config.symbols),
             subscribed=counters[Field.SUBSCRIBED],
+            counts={f.name.lower(): counters[f] for f in Field},
             refused=self._refused(),
             reader_pid=known.reader_pid,
             serializer_pid=known.serializer_pid,

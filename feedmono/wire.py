@@ -52,9 +52,10 @@ class Wake:
 
     def set(self) -> None:
         with self._lock:
-            if not self.is_set and self._fd >= 0:
-                os.eventfd_write(self._fd, 1)
+            # Before it wakes anybody, who then looks at it.
             self.is_set = True
+            if self._fd >= 0:
+                os.eventfd_write(self._fd, 1)
 
     def close(self) -> None:
         with self._lock:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import pytest
+import structlog
 from broker import Kafka, MockKafka, MockRegistry, Registry, Server, Unavailable
 
 Real = TypeVar("Real", bound=Server)
@@ -32,6 +33,13 @@ def _real_or_not(real: Callable[[], Real], stand_in: Callable[[], StandIn]) -> R
         server = stand_in()
         server.stands_in_because = str(error)
     return server
+
+
+@pytest.fixture(autouse=True)
+def _log_as_it_was() -> Iterator[None]:
+    """No test logs to where another one sent the log."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

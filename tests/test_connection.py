@@ -11,7 +11,7 @@ import pytest
 from toy import Desk, Dice, Events, Toy, events, limits, running, trades, welcome, wire
 from wsserver import BINARY, CLOSE, PING, PONG, TEXT, Peer, Server, frame
 
-from feedmono.connection import PONG_INTERVAL_S, State
+from feedmono.connection import FAREWELL_LIMIT_S, PONG_INTERVAL_S, State
 
 __all__ = ["events"]
 
@@ -234,6 +234,23 @@ def test_garbage_ends_the_connection_with_1002(tmp_path: Path) -> None:
     assert codes == [1002]
 
 
+def test_nothing_is_awaited_from_a_server_that_sent_garbage(tmp_path: Path) -> None:
+    times: list[float] = []
+
+    def script(peer: Peer, number: int) -> None:
+        times.append(time.monotonic())
+        if number == 0:
+            peer.send(b"\xff" * 10)
+            desk.wait(lambda: len(times) == 2)
+        else:
+            peer.hold()
+
+    desk = Desk()
+    with Server(script) as server, running(tmp_path, server.url, desk):
+        desk.wait(lambda: desk.states.count(State.SUBSCRIBING) == 2)
+    assert times[1] - times[0] < FAREWELL_LIMIT_S * 0.8
+
+
 @pytest.mark.parametrize("kind", ["reset", "eof"])
 def test_a_cut_inside_a_frame_loses_only_that_frame(tmp_path: Path, kind: str) -> None:
     torn = frame(b"trade torn")[:5]
@@ -368,9 +385,9 @@ def test_a_connection_that_beats_without_trades_is_stale_ever_later_until_data_c
     first, second, third, fourth = lives[:4]
     assert 0.15 < first < second
     assert second > 0.35
-    # The third had data at its begin: back to the shortest limit, and the fourth as well.
-    assert third < second
-    assert fourth < second
+    # The third had data at its begin: back from 0.8 to 0.2, and the fourth as well.
+    assert third < 0.75
+    assert fourth < 0.75
     assert dice.bounds == [0.5, 1.0, 0.5, 1.0]
 
 
@@ -381,20 +398,20 @@ def test_silence_is_legitimate_while_the_exchange_does_not_trade(tmp_path: Path)
         nonlocal beats
         welcome(peer)
         peer.send(frame(b"status maintenance"))
-        while number == 0 and beats < 40:
+        while number == 0 and beats < 80:
             peer.send(frame(b"beat"))
             beats += 1
             time.sleep(0.01)
-            assert desk.reconnects == []
         if number == 0:
+            assert peer.is_quiet(), "the client is about to go"
             peer.send(frame(b"status online"))
         peer.hold()
 
     desk = Desk()
-    config = limits(stale_limit_s=0.1)
+    config = limits(stale_limit_s=0.5)
     with Server(script) as server, running(tmp_path, server.url, desk, config=config):
         desk.wait(lambda: len(desk.reconnects) == 1)
-    assert beats == 40
+    assert beats == 80
     assert desk.reconnects[0] == "stale"
 
 
@@ -449,14 +466,14 @@ def test_when_every_symbol_is_refused_the_connection_stays_without_a_storm(
     def script(peer: Peer, number: int) -> None:
         peer.until(TEXT)
         peer.send(wire([b"no A unknown", b"no B unknown"]))
-        for _ in range(30):
+        for _ in range(60):
             peer.send(frame(b"beat"))
             time.sleep(0.01)
         peer.send(frame(b"trade late"))
         peer.hold()
 
     desk = Desk()
-    config = limits(stale_limit_s=0.05)
+    config = limits(stale_limit_s=0.4)
     with Server(script) as server, running(tmp_path, server.url, desk, config=config):
         desk.wait(lambda: desk.payloads == [b"trade late"])
     assert desk.reconnects == []
@@ -502,18 +519,22 @@ def test_a_long_wait_for_room_is_not_held_against_the_exchange(tmp_path: Path) -
     def script(peer: Peer, number: int) -> None:
         welcome(peer)
         peer.send(wire(trades(0, 2)))
-        desk.wait(lambda: len(desk.delivered) == 2)
-        peer.send(frame(b"beat") + frame(b"trade 2"))
+        desk.wait(lambda: len(desk.blocks) == 1)
+        # Nothing is waiting in the socket when the connection looks at its limits again.
+        time.sleep(0.05)
+        peer.send(frame(b"beat"))
+        desk.wait(lambda: desk.frames == 5)
+        peer.send(frame(b"trade 2"))
         peer.hold()
 
     desk = Desk(room=1)
-    config = limits(silence_limit_s=0.2, stale_limit_s=0.2)
+    config = limits(silence_limit_s=0.4, stale_limit_s=0.4)
     with Server(script) as server, running(tmp_path, server.url, desk, config=config):
-        desk.wait(lambda: desk.offers > 40)
+        desk.wait(lambda: desk.offers > 80)
         desk.make_room()
         desk.wait(lambda: len(desk.delivered) == 3)
         assert desk.reconnects == []
-    assert desk.blocks[0] > 0.3
+    assert desk.blocks[0] > 0.6
 
 
 def test_frames_without_room_at_the_stop_are_counted_as_lost(

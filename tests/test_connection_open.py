@@ -17,12 +17,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from toy import Desk, Dice, Events, events, make, running, trades, welcome, wire
-from wsserver import CLOSE, PONG, Peer, Server, accept, answer, frame
+from wsserver import CLOSE, PONG, TEXT, Peer, Server, accept, answer, frame
 
 from feedmono import connection
 from feedmono.connection import State
 from feedmono.exchanges.base import Limits
-from feedmono.wire import Ended, Wake, Wire
+from feedmono.wire import Ended, Opening, Wake, Wire
 
 __all__ = ["events"]
 
@@ -456,12 +456,66 @@ def test_a_stop_ends_a_jammed_send() -> None:
 def test_a_jammed_send_goes_through_whole_once_the_peer_reads() -> None:
     one, theirs, sent = jammed()
     theirs.settimeout(10)
+    message = (b"m" * 1_000_000, 10.0, None)
     with theirs, contextlib.closing(one):
-        sender = threading.Thread(target=one.send, args=(PONG, b"", 10.0, None), daemon=True)
+        sender = threading.Thread(target=one.send, args=(TEXT, *message), daemon=True)
         sender.start()
         got = bytearray()
-        while len(got) < sent + 6:
+        while len(got) < sent + 14 + 1_000_000:
             got += theirs.recv(1 << 20)
         sender.join(10)
-    assert got[sent : sent + 2] == b"\x8a\x80"
-    assert len(got) == sent + 6
+    frame_ = got[sent:]
+    assert frame_[:10] == b"\x81\xff" + (1_000_000).to_bytes(8, "big")
+    assert bytes(b ^ frame_[10 + i % 4] for i, b in enumerate(frame_[14:])) == message[0]
+
+
+# --- Below the connection.
+
+
+def test_bytes_that_only_openssl_holds_are_read_without_waiting(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    client = ssl.create_default_context(cafile=str(authority.file))
+    sent = bytes(i % 251 for i in range(10_000))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with authority.server("localhost").wrap_socket(
+                listener.accept()[0], server_side=True
+            ) as theirs:
+                theirs.sendall(sent)
+                theirs.recv(1)
+
+        server = threading.Thread(target=serve, daemon=True)
+        server.start()
+        ours = client.wrap_socket(
+            socket.create_connection(listener.getsockname()), server_hostname="localhost"
+        )
+        # One record of TLS is a hundred times this buffer.
+        one = Wire(ours, memoryview(bytearray(100)))
+        with contextlib.closing(one):
+            got = bytearray()
+            while len(got) < len(sent):
+                assert one.wait(5.0, None), f"waits with {len(got)} of {len(sent)} bytes read"
+                got += one.read()
+        server.join(10)
+    assert got == sent
+
+
+def test_a_connection_that_comes_about_too_late_is_closed() -> None:
+    release = threading.Event()
+    late, peer = socket.socketpair()
+
+    def connect() -> socket.socket:
+        release.wait(10)
+        return late
+
+    wake = Wake()
+    wake.open()
+    with peer, pytest.raises(TimeoutError):
+        Opening(connect, lambda: None).result(0.05, wake)
+    release.set()
+    deadline = time.monotonic() + 10
+    while late.fileno() != -1 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    wake.close()
+    assert late.fileno() == -1

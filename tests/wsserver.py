@@ -65,6 +65,17 @@ class Peer:
             if got.opcode == opcode:
                 return got
 
+    def is_quiet(self) -> bool:
+        """Whether the client has said nothing more until now."""
+        self.sock.setblocking(False)
+        try:
+            self.sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        finally:
+            self.sock.settimeout(LIMIT_S)
+        return False
+
     def hold(self) -> None:
         """Stays until the client goes; answers nothing but a close frame."""
         with contextlib.suppress(OSError):

@@ -306,6 +306,8 @@ async def _serve(server: Server, options: Options) -> int:
     }
     _tell(ready)
     await stop.wait()
+    # Another one changes nothing any more: the end is near, and its status is 0.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     await server.stop()
     _tell({"exchange": options.exchange, "symbols": all_totals(server)})
     return 0
