@@ -58,12 +58,14 @@ class Peer:
         return ClientFrame(first & 0x0F, bytes(b ^ mask[i % 4] for i, b in enumerate(masked)))
 
     def until(self, opcode: int) -> ClientFrame:
-        """The client's next frame of that opcode."""
-        while True:
-            got = self.receive()
-            assert got is not None, f"the client went without a frame of opcode {opcode}"
+        """The client's next frame of that opcode.
+
+        :raises EOFError: it went without one, and with it the script ends.
+        """
+        while (got := self.receive()) is not None:
             if got.opcode == opcode:
                 return got
+        raise EOFError
 
     def is_quiet(self) -> bool:
         """Whether the client has said nothing more until now."""
