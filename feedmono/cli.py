@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -20,8 +21,8 @@ from feedmono.config import Config, ConfigError, Loaded
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status."""
-    parser = _parser()
-    args = parser.parse_args(arguments)
+    _open_standard_streams()
+    args = _parser().parse_args(arguments)
     try:
         status: int = args.run(args)
     except ConfigError as error:
@@ -34,6 +35,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return status
+
+
+def _open_standard_streams() -> None:
+    """A closed descriptor 0, 1 or 2 would be given to the next file or socket."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -102,6 +114,9 @@ def _load(args: argparse.Namespace, overrides: Mapping[str, str] | None = None) 
 
 
 def _run(args: argparse.Namespace) -> int:
+    # Until the supervisor listens, Ctrl-C just ends this process: as an exception it could be
+    # lost in a library's destructor.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     if args.demo:
         return _demo(args)
     return _capture(_load(args).config, args.for_s)
@@ -119,7 +134,7 @@ def _capture(config: Config, for_s: float | None) -> int:
     try:
         return Supervisor(config, logs.get(), display).run(for_s)
     finally:
-        display.close()
+        display.close()  # also when it could not start
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -138,7 +153,8 @@ def _demo(args: argparse.Namespace) -> int:
         status = _capture(_load(args, overrides).config, args.for_s)
     finally:
         simulators.stop()
-    print(demo.summary(config))
+    if status == 0:
+        print(demo.summary(config))
     return status
 
 

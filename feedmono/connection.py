@@ -1,8 +1,9 @@
 """One WebSocket to an exchange: opened, read in bulk, watched, and replaced when it ends.
 
 websocket-client makes the connection (TLS, proxies, handshake). Then its socket is taken over:
-whatever has arrived is read at once, cut by `framing` and handed on in batches, about thirty
-times cheaper than the library's own ``recv``. Reads downward like the life of a connection:
+whatever has arrived is read at once, cut by `framing` and handed on in batches: 0.7 µs of CPU a
+frame of 180 bytes, where the library's ``recv_data`` takes 15 and its ``recv``, which checks
+UTF-8 in Python, 60. Reads downward like the life of a connection:
 wait for the turn, open, flow, end.
 
 An operator's own certificate authority is added by OpenSSL's variables ``SSL_CERT_FILE`` or

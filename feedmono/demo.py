@@ -21,6 +21,8 @@ _DEFAULTS = {
     "state_dir": ("FEEDMONO_STATE_DIR", "var/demo"),
     "files.dir": ("FEEDMONO_FILES_DIR", "data/demo"),
     "sink": ("FEEDMONO_SINK", "files"),
+    # Two of them fit into the 64 MB that /dev/shm has in a container.
+    "ring_capacity": ("FEEDMONO_RING_CAPACITY", "8 MiB"),
 }
 # In a folder of files that a demo made: what has no such mark is not the demo's to empty.
 _MARK = ".feedmono-demo"

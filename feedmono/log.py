@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import sys
 from collections.abc import MutableMapping
 from typing import Any, cast
@@ -47,18 +48,22 @@ class Log:
 
 
 class _Line:
-    """Writes a line to a descriptor; a full non-blocking pipe drops it rather than blocks."""
+    """Writes a line to a descriptor, or drops it where that would block: logging never stops the
+    capture, whoever should read it."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._writable = select.poll()
+        self._writable.register(fd, select.POLLOUT)
 
     def msg(self, message: str) -> None:
         data = message.encode("utf-8", "backslashreplace")
         if len(data) >= _LINE_BYTES:
             data = data[: _LINE_BYTES - 5] + b" ..."
-        # Full, or whoever listened is gone: logging never stops the capture.
+        # Of a pipe it says that a whole line fits (PIPE_BUF); nobody may listen any more.
         with contextlib.suppress(OSError):
-            os.write(self._fd, data + b"\n")
+            if self._writable.poll(0):
+                os.write(self._fd, data + b"\n")
 
     debug = info = warning = error = msg
 

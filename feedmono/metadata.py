@@ -7,7 +7,7 @@ configuration: a symbol is never cut into base and quote.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from feedmono import rest
@@ -19,6 +19,9 @@ from feedmono.workers import publish, published
 _REFRESH_S = 24 * 3600.0
 _FIRST_RETRY_S = 1.0
 _RETRY_CAP_S = 60.0
+_PATIENCE_S = 60.0
+# How often it is looked whether the published file is still there.
+_LOOK_S = 60.0
 
 
 class CanonicalSymbols:
@@ -30,8 +33,8 @@ class CanonicalSymbols:
         self._seen_ns = 0
         self.names: dict[str, str] = dict(config.canonical_symbols)
         """What is known; grows in place by `refresh`."""
-        self.fetched = False
-        """Whether there is an answer of the exchange's, today's or a cached one."""
+        self._asked: frozenset[str] = frozenset()
+        self._begun_s = time.monotonic()
         self.refresh()
 
     def refresh(self) -> bool:
@@ -47,31 +50,59 @@ class CanonicalSymbols:
         if not isinstance(symbols, dict):
             return False
         self._seen_ns = changed_ns
-        self.fetched = True
+        asked = content.get("asked") if content else None
+        self._asked = frozenset(asked if isinstance(asked, list) else ())
         self.names.update(symbols)
         self.names.update(self._config.canonical_symbols)
         return True
 
     @property
+    def _unknown(self) -> list[str]:
+        """Configured symbols of which nobody has said yet what they are."""
+        return [s for s in self._config.symbols if s not in self.names and s not in self._asked]
+
+    @property
     def sufficient(self) -> bool:
-        """Whether trades can be normalized: the exchange was asked, or need not be."""
-        return self.fetched or all(s in self.names for s in self._config.symbols)
+        """Whether trades can be normalized: each symbol has a name, or the exchange was asked and
+        does not list it. With some names known, the others are waited for a minute."""
+        if not self._unknown:
+            return True
+        patience_s = _PATIENCE_S if self.names else float("inf")
+        return time.monotonic() - self._begun_s > patience_s
+
+    @property
+    def trouble(self) -> str:
+        """What is missing, for the operator."""
+        return (
+            f"waiting for the exchange's metadata (REST) of {', '.join(self._unknown[:5])}; "
+            f"or name them in exchanges.{self._config.name}.canonical_symbols"
+        )
 
 
 def keep_fetched(
-    exchange: Exchange, config: ExchangeConfig, path: Path, wait: Callable[[float], bool], log: Log
+    exchange: Exchange,
+    config: ExchangeConfig,
+    path: Path,
+    wait: Callable[[float], bool],
+    unlisted: Callable[[Sequence[str]], None],
+    log: Log,
 ) -> None:
-    """Fetches the metadata at once and then daily, publishes it at *path*, and warns of
-    configured symbols that it does not know. Tries again with growing waits, for ever.
+    """Fetches the metadata at once and then daily, and publishes it at *path*. Tries again with
+    growing waits, for ever.
 
     :param wait: waits so many seconds; True when it is time to end.
+    :param unlisted: is told the configured symbols that the exchange does not list.
     """
     retry_s = _FIRST_RETRY_S
     while True:
         pause_s = _REFRESH_S
         try:
             symbols = exchange.read_metadata(rest.get(config.rest_url + exchange.metadata_path))
-            _store(path, symbols, config, log)
+            asked = config.symbols
+            content = {"fetched_at": int(time.time()), "symbols": dict(symbols), "asked": asked}
+            publish(path, content)
+            log.info("metadata fetched", symbols=len(symbols))
+            unlisted([s for s in asked if s not in symbols])
             retry_s = _FIRST_RETRY_S
         except (rest.RestError, ValueError, OSError) as error:
             asked_s = error.retry_after_s if isinstance(error, rest.RestError) else 0.0
@@ -83,18 +114,17 @@ def keep_fetched(
                 retry_in_s=pause_s,
                 cached=path.exists(),
             )
-        if wait(pause_s):
+        if _waited(pause_s, path, wait):
             return
 
 
-def _store(path: Path, symbols: Mapping[str, str], config: ExchangeConfig, log: Log) -> None:
-    publish(path, {"fetched_at": int(time.time()), "symbols": dict(symbols)})
-    log.info("metadata fetched", symbols=len(symbols))
-    unknown = [s for s in config.symbols if s not in symbols]
-    if unknown:
-        log.warning(
-            "symbols refused",
-            symbols=unknown,
-            reason="the exchange's metadata does not list them; mend exchanges."
-            f"{config.name}.symbols",
-        )
+def _waited(pause_s: float, path: Path, wait: Callable[[float], bool]) -> bool:
+    """Waits so long, less if the published file has vanished; True when it is time to end."""
+    deadline_s = time.monotonic() + pause_s
+    there = path.exists()
+    while (left_s := deadline_s - time.monotonic()) > 0:
+        if wait(min(left_s, _LOOK_S)):
+            return True
+        if there and not path.exists():
+            return False
+    return False

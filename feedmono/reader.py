@@ -21,6 +21,7 @@ from feedmono.log import Log
 
 # How long the connections may take to say goodbye; their sockets have shorter limits.
 _STOP_LIMIT_S = 5.0
+_UNLISTED = "the exchange's metadata does not list it"
 
 
 class Process:
@@ -41,6 +42,7 @@ class Process:
         self._states: dict[int, State] = {}
         self._subscribed: dict[int, set[str]] = {}
         self._refused: dict[str, str] = {}
+        self._unlisted: dict[str, str] = {}
         self._stop = threading.Event()
         limits = config.connections
         largest_bytes = ring_layout.max_payload_bytes(self._ring.capacity_bytes)
@@ -78,7 +80,7 @@ class Process:
         self._counters[Field.CONNECTIONS] = len(self._connections)
         self._publish()
         threads = [self._thread(c.run, f"connection-{c.number}") for c in self._connections]
-        self._thread(self._keep_metadata, "metadata", wait_for=False)
+        self._thread(self._keep_metadata, "metadata")
         signal.sigwait({signal.SIGTERM})
         self._stop.set()
         for connection in self._connections:
@@ -92,9 +94,7 @@ class Process:
         self._counters[Field.CONNECTED] = 0
         return 0
 
-    def _thread(
-        self, target: Callable[[], None], name: str, wait_for: bool = True
-    ) -> threading.Thread:
+    def _thread(self, target: Callable[[], None], name: str) -> threading.Thread:
         def run() -> None:
             try:
                 target()
@@ -113,14 +113,26 @@ class Process:
             self._exchange_config,
             self._shared.metadata,
             self._stop.wait,
+            self._unlisted_are,
             self._log,
         )
+
+    def _unlisted_are(self, symbols: Sequence[str]) -> None:
+        """Some exchanges accept the subscription of a symbol that does not exist."""
+        if symbols:
+            self._log.warning("refused", symbols=list(symbols), reason=_UNLISTED)
+        with self._lock:
+            self._unlisted = dict.fromkeys(symbols, _UNLISTED)
+            self._count_symbols()
+            self._publish()
 
     def _deliver(
         self, frames: Sequence[bytes], connection: int, received_ns: int, binary: bool
     ) -> int:
         flags = ring_layout.BINARY if binary else 0
-        taken = self._ring.append(frames, ring_layout.FRAME, connection, received_ns, flags)
+        taken = self._ring.append(
+            frames, ring_layout.FRAME, connection, received_ns, flags, last=self._stop.is_set()
+        )
         if taken:
             os.eventfd_write(self._wake_fd, 1)
             with self._lock:
@@ -174,11 +186,13 @@ class Process:
             self._counters.add(Field.LOST_FRAMES, frames)
 
     def _count_symbols(self) -> None:
-        self._counters[Field.SUBSCRIBED] = sum(map(len, self._subscribed.values()))
-        self._counters[Field.REFUSED] = len(self._refused)
+        subscribed = set().union(*self._subscribed.values()) - self._unlisted.keys()
+        self._counters[Field.SUBSCRIBED] = len(subscribed)
+        self._counters[Field.REFUSED] = len(self._unlisted | self._refused)
 
     def _publish(self) -> None:
-        workers.publish(self._shared.reader_note, {"refused": dict(self._refused)})
+        note = {"refused": self._unlisted | self._refused}
+        workers.tell(self._shared.reader_note, note, self._log)
 
 
 def main(config: Config, name: str, wake_fd: int, log: Log) -> int:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 # A metadata answer of Binance has some 20 MB.
 MAX_BODY_BYTES = 128 * 1024 * 1024
 _TIMEOUT_S = 20.0
+# Of a whole answer: a server that sends a byte now and then is no answer.
+_DEADLINE_S = 120.0
 
 
 class RestError(Exception):
@@ -22,6 +26,7 @@ def get(url: str) -> bytes:
 
     :raises RestError: no connection, a timeout, another status, too large an answer.
     """
+    deadline_s = time.monotonic() + _DEADLINE_S
     import httpx  # noqa: PLC0415  60 ms and 10 MB that only a request costs
 
     try:
@@ -42,6 +47,8 @@ def get(url: str) -> bytes:
                 body += chunk
                 if len(body) > MAX_BODY_BYTES:
                     raise RestError(f"GET {url}: the answer exceeds {MAX_BODY_BYTES} B")
+                if time.monotonic() > deadline_s:
+                    raise RestError(f"GET {url}: no whole answer in {_DEADLINE_S:g} s")
             return bytes(body)
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
         raise RestError(f"GET {url}: {error or type(error).__name__}") from error

@@ -24,7 +24,7 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -273,23 +273,33 @@ class RingWriter(Ring):
         connection: int,
         received_ns: int,
         flags: int = 0,
+        last: bool = False,
     ) -> int:
         """Appends records in order, visible all at once; returns how many fitted.
 
-        Fewer than all: the ring is full. Events may use the room that frames leave to them.
+        Fewer than all: the ring is full. Events may use the room that frames leave to them, and
+        so may the *last* frames before a stop.
 
         :raises ValueError: a payload above `feedmono.ring_layout.max_payload_bytes`.
         """
         with self._lock:
-            return self._append(payloads, kind, connection, received_ns, flags)
+            reserve = last or kind == layout.EVENT
+            room_bytes = self.capacity_bytes if reserve else self._room_bytes
+            return self._append(payloads, kind, connection, received_ns, flags, room_bytes)
 
     def _append(
-        self, payloads: Sequence[bytes], kind: int, connection: int, received_ns: int, flags: int
+        self,
+        payloads: Sequence[bytes],
+        kind: int,
+        connection: int,
+        received_ns: int,
+        flags: int,
+        room_bytes: int,
     ) -> int:
         capacity = self.capacity_bytes
         position = self._position
         sequence = self._sequence
-        limit = self.acknowledged + (capacity if kind == layout.EVENT else self._room_bytes)
+        limit = self.acknowledged + room_bytes
         parts: list[bytes] = []
         start = position
         crc32, pack_rest, pack_front = zlib.crc32, RECORD_REST.pack, RECORD_FRONT.pack
@@ -427,19 +437,43 @@ class RingReader(Ring):
 
 class SalvagedReader:
     """Reads a file that can't be opened as a ring any more, as `RingReader` reads a ring: every
-    intact record, in the order of their sequences. Records that were acknowledged long ago may
-    be among them. Positions count from 0, and acknowledging leaves no trace in the file."""
+    intact record, in the order of their sequences. If the cursors can be believed, those that were
+    acknowledged are left out. Positions count from 0, and acknowledging leaves no trace in the
+    file: begun again, it is read again."""
 
     def __init__(self, path: Path) -> None:
         """:raises RingError: the file can't be read."""
         try:
-            self._data = path.read_bytes()
+            with path.open("rb") as file:
+                size_bytes = os.fstat(file.fileno()).st_size
+                self._data: mmap.mmap | bytes = b""
+                if size_bytes:
+                    self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise RingError(f"ring {path}: can't read it: {error.strerror}") from error
         self.damage: list[Damage] = []
         self.position = 0
         self._acknowledged = 0
-        self._places = sorted(self._scan())
+        wanted = self._unacknowledged()
+        self._places = sorted(place for place in self._scan() if wanted(place[1]))
+
+    def _unacknowledged(self) -> Callable[[int], bool]:
+        """Tells of a place in the file whether what stands there was not acknowledged."""
+        data = self._data
+        capacity = len(data) - HEADER_BYTES
+        if capacity <= 0 or capacity % 4096:
+            return lambda _: True
+        words = [
+            cursor_position(int.from_bytes(data[word * 8 : word * 8 + 8], "little"))
+            for word in (COMMITTED_WORD, ACKNOWLEDGED_WORD)
+        ]
+        committed, acknowledged = words
+        if committed is None or acknowledged is None:
+            return lambda _: True
+        if not 0 <= committed - acknowledged <= capacity:
+            return lambda _: True
+        begin, used = acknowledged, committed - acknowledged
+        return lambda at: (at - HEADER_BYTES - begin) % capacity < used
 
     def _scan(self) -> Iterator[tuple[int, int]]:
         """Sequence and place of each intact record."""
@@ -488,7 +522,8 @@ class SalvagedReader:
         self._acknowledged = position
 
     def close(self) -> None:
-        self._data = b""
+        if isinstance(self._data, mmap.mmap):
+            self._data.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -503,8 +538,10 @@ class Prepared:
     """Why it was replaced."""
 
 
-def prepare(path: Path, capacity_bytes: int) -> Prepared:
+def prepare(path: Path, capacity_bytes: int, least_sequence: int = 0) -> Prepared:
     """Makes sure that a ring of that capacity is at *path*, before its processes start.
+
+    :param least_sequence: a new ring's sequence starts no lower.
 
     A ring that is there is kept as it is. One of another capacity is removed if it is empty; if
     not, or if it is damaged or of another layout, it is set aside as ``<name>.aside-<n>``, and
@@ -513,7 +550,7 @@ def prepare(path: Path, capacity_bytes: int) -> Prepared:
     :raises RingError: there is no room or no right for it.
     """
     wanted = (capacity_bytes + 4095) & -4096
-    first_sequence = time.time_ns() // 1000
+    first_sequence = max(time.time_ns() // 1000, least_sequence)
     set_aside: Path | None = None
     reason = ""
     if path.exists():

@@ -10,33 +10,40 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from feedmono.trade import Trade
+from feedmono.trade import SNAPSHOT, STREAM, Trade
 
 MAX_RANGES = 1000
 """How many separate ranges a symbol may have."""
+
+
+EPOCH_S = 1.0
+"""How much newer than everything known a trade with a known id must be to begin a new epoch."""
 
 
 class _Ranges:
     """The ids of one symbol, as disjoint ranges in order; ``starts[i]`` to ``ends[i]``, both
     included, and at least one id missing between two ranges."""
 
-    __slots__ = ("ends", "starts")
+    __slots__ = ("ends", "newest_us", "starts")
 
-    def __init__(self, first: int) -> None:
-        self.starts = [first]
-        self.ends = [first]
+    def __init__(self, first: Trade) -> None:
+        self.starts = [first.trade_id]
+        self.ends = [first.trade_id]
+        self.newest_us = first.time_us
+        """The latest time of a trade that was new."""
 
-    def add(self, trade_id: int) -> bool:
-        """Whether the id is new; it is known afterwards."""
+    def add(self, trade_id: int, repeats: bool) -> bool:
+        """Whether the id is new; it is known afterwards.
+
+        :param repeats: an id below all that are known is not new.
+        """
         starts, ends = self.starts, self.ends
-        last = ends[-1]
-        if trade_id == last + 1:
-            ends[-1] = trade_id
-            return True
         before = bisect_right(starts, trade_id) - 1
-        if before < 0 or trade_id <= ends[before]:
+        if before < 0 and repeats:
             return False
-        joins_before = trade_id == ends[before] + 1
+        if before >= 0 and trade_id <= ends[before]:
+            return False
+        joins_before = before >= 0 and trade_id == ends[before] + 1
         joins_after = before + 1 < len(starts) and trade_id == starts[before + 1] - 1
         if joins_before and joins_after:
             ends[before] = ends[before + 1]
@@ -49,27 +56,32 @@ class _Ranges:
             starts.insert(before + 1, trade_id)
             ends.insert(before + 1, trade_id)
             if len(starts) > MAX_RANGES:
-                # What is below the first range counts as seen: forgetting that range fills it,
-                # and the hole above it.
-                del starts[0], ends[0]
+                ends[0] = ends[1]
+                del starts[1], ends[1]
         return True
 
 
 class SeenIds:
     """The trade ids of one exchange that were handed on since this was made, per symbol.
 
-    An id is new if it is above the symbol's last, or in a hole between those known: a trade that
-    comes late still fills its hole. An id below the lowest of the symbol's first frame is taken
-    as seen before: after a restart, a snapshot repeats what the process before delivered.
+    An id is new unless it lies in one of the ranges known: a trade that comes late still fills its
+    hole. But a *snapshot's* id below all that are known is taken as seen before: after a restart,
+    a snapshot repeats what the process before delivered.
 
-    A symbol keeps at most `MAX_RANGES` ranges. With one more its oldest hole is forgotten: a trade
-    that comes to fill it after all is taken as seen and dropped. A thousand newer holes of the
-    same symbol are open by then.
+    A known id with a time at least `EPOCH_S` newer than everything known of its symbol is no
+    repeat: the exchange has begun its ids anew (a relisting, a test exchange started again). What
+    was known of the symbol is forgotten then, and the symbol is named in `begun_anew`.
+
+    A symbol keeps at most `MAX_RANGES` ranges. With one more its two oldest become one: a trade
+    that comes to fill the hole between them after all is taken as seen. A thousand newer holes of
+    the same symbol are open by then.
     """
 
     def __init__(self) -> None:
         self.dropped = 0
         """How many trades were taken as seen before and not handed on."""
+        self.begun_anew: list[str] = []
+        """Symbols whose ids began anew; the caller takes them out."""
         self._ranges: dict[str, _Ranges] = {}
 
     def last(self, symbol: str) -> int | None:
@@ -77,7 +89,7 @@ class SeenIds:
         ranges = self._ranges.get(symbol)
         return None if ranges is None else ranges.ends[-1]
 
-    def admit(self, trades: Sequence[Trade]) -> Sequence[Trade]:
+    def admit(self, trades: Sequence[Trade], origin: int = STREAM) -> Sequence[Trade]:
         """Those of a frame's *trades* that are new, in their order, each once; they count as
         seen from now on. *trades* itself if all are new."""
         # Nearly every frame is one trade with the next id: 0.2 µs.
@@ -88,19 +100,28 @@ class SeenIds:
                 ends = ranges.ends
                 if trade.trade_id == ends[-1] + 1:
                     ends[-1] += 1
+                    ranges.newest_us = trade.time_us
                     return trades
         # In the order of ids, so that the lowest of a symbol's first frame begins its ranges, and
         # no trade of a frame makes the hole of another one forgotten.
         order = sorted(range(len(trades)), key=lambda i: trades[i].trade_id)
-        new = {i for i in order if self._add(trades[i])}
+        repeats = origin == SNAPSHOT
+        new = {i for i in order if self._add(trades[i], repeats)}
         if len(new) == len(trades):
             return trades
         self.dropped += len(trades) - len(new)
         return tuple(trade for i, trade in enumerate(trades) if i in new)
 
-    def _add(self, trade: Trade) -> bool:
+    def _add(self, trade: Trade, repeats: bool) -> bool:
         ranges = self._ranges.get(trade.symbol)
         if ranges is None:
-            self._ranges[trade.symbol] = _Ranges(trade.trade_id)
+            self._ranges[trade.symbol] = _Ranges(trade)
             return True
-        return ranges.add(trade.trade_id)
+        if ranges.add(trade.trade_id, repeats):
+            ranges.newest_us = max(ranges.newest_us, trade.time_us)
+            return True
+        if trade.time_us >= ranges.newest_us + EPOCH_S * 1e6:
+            self._ranges[trade.symbol] = _Ranges(trade)
+            self.begun_anew.append(trade.symbol)
+            return True
+        return False

@@ -68,9 +68,11 @@ class Normalizer:
         except Undecodable as error:
             return self._dead(end, frame, DeadLetter("decode", str(error)[:_REASON_CHARS]))
         before = self._seen.dropped
-        trades = self._seen.admit(decoded.trades)
+        trades = self._seen.admit(decoded.trades, decoded.origin)
         if self._seen.dropped != before:
             self._counters.add(Field.DUPLICATES, self._seen.dropped - before)
+        while self._seen.begun_anew:
+            self._log.warning("trade ids began anew", symbol=self._seen.begun_anew.pop())
         frame = frame._replace(origin=decoded.origin)
         problems = list(decoded.problems)
         encoded = self._encode(trades, frame, now_ns // 1_000_000, problems)
@@ -250,10 +252,11 @@ class Process:
         signal.set_wakeup_fd(stop_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, self._stop)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        self._stop_poll = select.poll()
+        self._stop_poll.register(stop_read, select.POLLIN)
         self._poll = select.poll()
-        self._poll.register(wake_fd, select.POLLIN)
         self._poll.register(stop_read, select.POLLIN)
-        self._stop_fd = stop_read
+        self._poll.register(wake_fd, select.POLLIN)
 
     def _stop(self, *_: object) -> None:
         self._stopping = True
@@ -263,7 +266,7 @@ class Process:
         canonical = CanonicalSymbols(self._exchange_config, self._shared.metadata)
         if not self._until(
             lambda: canonical.sufficient or canonical.refresh(),
-            lambda: "waiting for the exchange's metadata (REST)",
+            lambda: canonical.trouble,
         ):
             return 0
         sink = open_sink(self._config, self._name, self._shared, self._log)
@@ -298,8 +301,6 @@ class Process:
                 source = ring.SalvagedReader(path)
                 intact = False
             base = self._serve(source, normalizer, sink, base, last=False)
-            if self._stopping and source.used_bytes:
-                return base
             source.close()
             if intact:
                 path.unlink()
@@ -352,8 +353,9 @@ class Process:
             if time.monotonic() - begun_s >= _SILENT_S:
                 self._say(trouble())
             deadline_s = time.monotonic() + pause_s
+            # The reader's wake-ups are of no interest before there is a sink.
             while not self._stopping and (left_s := deadline_s - time.monotonic()) > 0:
-                self._wait(left_s)
+                self._stop_poll.poll(left_s * 1000)
             pause_s = min(pause_s * 2, _RETRY_CAP_S)
         return False
 
@@ -366,7 +368,7 @@ class Process:
         else:
             self._log.info("delivery goes on")
         self._note = trouble
-        workers.publish(self._shared.serializer_note, {"trouble": trouble})
+        workers.tell(self._shared.serializer_note, {"trouble": trouble}, self._log)
 
 
 def aside(path: Path) -> list[Path]:

@@ -88,6 +88,7 @@ class Snapshot:
 
 def publish(snapshot: Snapshot, state_dir: Path) -> None:
     """Leaves it where other terminals find it."""
+    state_dir.mkdir(parents=True, exist_ok=True)
     fresh = state_dir / (FILE + ".new")
     fresh.write_text(snapshot.to_json(), "utf-8")
     fresh.rename(state_dir / FILE)

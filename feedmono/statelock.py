@@ -6,9 +6,11 @@ The lock belongs to the open file, which a fork shares, so it is free only when 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -49,6 +51,36 @@ def hold(state_dir: Path) -> int:
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         return fd
+
+
+def guard(ring: Path) -> int:
+    """Locks a ring's file, for the case that ``state_dir`` and its lock were removed under a
+    running instance; the descriptor to keep open.
+
+    :raises LockHeldError: a running instance has it.
+    :raises OSError: there is no such file.
+    """
+    fd = os.open(ring, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise LockHeldError(f"{ring} is in use by another process: stop it first") from None
+    return fd
+
+
+@contextlib.contextmanager
+def guarded(ring: Path) -> Iterator[None]:
+    """`guard` for the length of a block; a file that is not there needs none."""
+    try:
+        fd = guard(ring)
+    except FileNotFoundError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.close(fd)
 
 
 def holder(state_dir: Path) -> int | None:

@@ -28,6 +28,8 @@ _FIRST_RETRY_S = 0.25
 _RETRY_CAP_S = 30.0
 _SAMPLE_S = 1.0
 _SUMMARY_S = 60.0
+# A status that is older is no status.
+_SILENT_S = 10.0
 # Of an orderly stop, what the readers may take before they are killed; they only say goodbye.
 _READERS_SHARE = 0.4
 
@@ -84,6 +86,8 @@ class Supervisor:
     _signals: list[int] = field(default_factory=list)
     _poll: select.poll = field(default_factory=select.poll)
     _signal_fd: int = -1
+    _locks: list[int] = field(default_factory=list)
+    """Descriptors that hold the locks on the rings, for the children to inherit."""
     _started_at_s: float = 0.0
     _status_trouble: str = ""
 
@@ -101,7 +105,7 @@ class Supervisor:
             return 1
         try:
             self._prepare()
-        except (ring.RingError, OSError) as error:
+        except (ring.RingError, statelock.LockHeldError, OSError) as error:
             self.log.error("not started", error=str(error))
             os.close(lock_fd)
             return 1
@@ -120,7 +124,6 @@ class Supervisor:
         )
         self._watch(None if for_s is None else time.monotonic() + for_s)
         status = self._stop()
-        self.display.close()
         os.close(lock_fd)
         return status
 
@@ -129,7 +132,11 @@ class Supervisor:
         self.config.ring_dir.mkdir(parents=True, exist_ok=True)
         for exchange in self.config.enabled_exchanges:
             shared = workers.Shared.of(self.config, exchange.name)
-            prepared = ring.prepare(shared.ring, self.config.ring_capacity_bytes)
+            kept = workers.published(shared.sequence) or {}
+            least = int(str(kept.get("next", 0)))
+            with statelock.guarded(shared.ring):
+                prepared = ring.prepare(shared.ring, self.config.ring_capacity_bytes, least)
+            self._locks.append(statelock.guard(shared.ring))
             if prepared.set_aside:
                 self.log.warning(
                     "ring set aside",
@@ -320,15 +327,16 @@ class Supervisor:
         for exchange in state.exchanges:
             shared = workers.Shared.of(self.config, exchange.name)
             if exchange.ring_used_bytes:
+                there = shared.ring.exists()
                 self.log.warning(
-                    "not delivered yet",
+                    "not delivered yet" if there else "the ring was removed",
                     exchange=exchange.name,
                     size_bytes=exchange.ring_used_bytes,
                     ring=str(shared.ring),
-                    what="kept in the ring, delivered by the next start",
+                    what="kept there, delivered by the next start" if there else "lost",
                 )
             else:
-                shared.ring.unlink(missing_ok=True)
+                self._remove_empty(shared)
             shared.counters.unlink(missing_ok=True)
         self.log.info(
             "stopped",
@@ -337,6 +345,15 @@ class Supervisor:
         )
         (self.config.state_dir / snapshot.FILE).unlink(missing_ok=True)
         return 0 if orderly else 1
+
+    def _remove_empty(self, shared: workers.Shared) -> None:
+        """Gives the ring's memory back; its sequence goes on where it ended."""
+        try:
+            sequence = ring.RingWriter(shared.ring).next_sequence
+            workers.publish(shared.sequence, {"next": sequence})
+            shared.ring.unlink()
+        except (ring.RingError, OSError) as error:
+            self.log.warning("the empty ring is kept", ring=str(shared.ring), error=str(error))
 
     def _end(self, role: str, limit_s: float) -> bool:
         """Asks all workers of that role to end and reaps them; kills them at the limit, or when
@@ -382,11 +399,17 @@ def _stop_reason(numbers: list[int]) -> str:
 def state_of(state_dir: Path) -> snapshot.Snapshot | None:
     """The last sample of the instance that runs on *state_dir*; None if none runs there.
 
-    :raises ValueError: another version of feedmono runs there.
+    :raises ValueError: it has not told for a while, or another version of feedmono runs there.
     """
-    if statelock.holder(state_dir) is None:
+    pid = statelock.holder(state_dir)
+    if pid is None:
         return None
     try:
-        return snapshot.Snapshot.from_json((state_dir / snapshot.FILE).read_text("utf-8"))
+        text = (state_dir / snapshot.FILE).read_text("utf-8")
     except FileNotFoundError:
-        return None
+        raise ValueError(f"process {pid} is starting or ending") from None
+    state = snapshot.Snapshot.from_json(text)
+    age_s = time.time() - state.taken_at_s
+    if age_s > _SILENT_S:
+        raise ValueError(f"process {pid} has not told how it does for {age_s:.0f} s: does it hang?")
+    return state

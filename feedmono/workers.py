@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import json
@@ -14,6 +15,7 @@ from pathlib import Path
 import setproctitle
 
 from feedmono.config import Config
+from feedmono.log import Log
 
 _PR_SET_PDEATHSIG = 1
 
@@ -55,13 +57,15 @@ class Shared:
     attempts: Path
     reader_note: Path
     serializer_note: Path
+    sequence: Path
+    """The next ring sequence, kept while there is no ring."""
     dead_letters: Path
     """Folder of the whole copies of what the sink did not take."""
 
     @classmethod
     def of(cls, config: Config, exchange: str) -> Shared:
         # Two instances with different state_dirs share /dev/shm, but nothing in it.
-        instance = hashlib.sha256(os.fsencode(config.state_dir)).hexdigest()[:12]
+        instance = hashlib.sha256(os.fsencode(config.state_dir.resolve())).hexdigest()[:12]
         stem = f"feedmono-{instance}-{exchange}"
         state = config.state_dir
         return cls(
@@ -71,20 +75,39 @@ class Shared:
             attempts=state / f"{exchange}.attempts",
             reader_note=state / f"{exchange}.reader.json",
             serializer_note=state / f"{exchange}.serializer.json",
+            sequence=state / f"{exchange}.sequence",
             dead_letters=state / "dead" / exchange,
         )
 
     @property
     def state_files(self) -> tuple[Path, ...]:
         """All files of the exchange's in ``state_dir``."""
-        return self.metadata, self.attempts, self.reader_note, self.serializer_note
+        notes = self.reader_note, self.serializer_note
+        return self.metadata, self.attempts, self.sequence, *notes
 
 
 def publish(path: Path, content: Mapping[str, object]) -> None:
-    """Writes a small JSON file such that whoever reads it finds the old or the new one whole."""
+    """Writes a small JSON file such that whoever reads it finds the old or the new one whole.
+
+    :raises OSError: it can't be written; nothing is left behind.
+    """
     fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
-    fresh.write_text(json.dumps(content, ensure_ascii=False), "utf-8")
-    fresh.rename(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh.write_text(json.dumps(content, ensure_ascii=False), "utf-8")
+        fresh.rename(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            fresh.unlink()
+        raise
+
+
+def tell(path: Path, content: Mapping[str, object], log: Log) -> None:
+    """Publishes what is only for the operator: a full disk must not stop who tells."""
+    try:
+        publish(path, content)
+    except OSError as error:
+        log.warning("a note can't be written", path=str(path), error=error.strerror)
 
 
 def published(path: Path) -> Mapping[str, object] | None:

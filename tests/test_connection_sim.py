@@ -75,9 +75,9 @@ def test_after_a_fault_the_trades_flow_again(
     tmp_path: Path, name: str, fault: str, value: object, reason: str
 ) -> None:
     desk = Desk()
-    config = limits(silence_limit_s=1.0)
+    config = limits(silence_limit_s=1.0, frame_limit_bytes=100_000)
     with (
-        simulator(name, "--rate", "500") as sim,
+        simulator(name, "--rate", "500", "--faults", "oversized-mib=0.2") as sim,
         running(
             tmp_path, sim.ws_url, desk, exchange=load(name), symbols=SYMBOLS[name], config=config
         ),

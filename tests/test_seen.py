@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from feedmono import seen
 from feedmono.seen import SeenIds
-from feedmono.trade import BUY, Trade
+from feedmono.trade import BUY, SNAPSHOT, STREAM, Trade
+
+START_US = 1_700_000_000_000_000
 
 
-def trades(*ids: int, symbol: str = "BTC/USD") -> tuple[Trade, ...]:
-    return tuple(
-        Trade(symbol, trade_id, "1.0", "1.0", BUY, 1_700_000_000_000_000) for trade_id in ids
-    )
+def trades(*ids: int, symbol: str = "BTC/USD", time_us: int = START_US) -> tuple[Trade, ...]:
+    return tuple(Trade(symbol, trade_id, "1.0", "1.0", BUY, time_us) for trade_id in ids)
 
 
 def ids(*admitted: Trade) -> list[int]:
@@ -30,15 +30,14 @@ class Model:
 
     def __init__(self) -> None:
         self.known: dict[str, set[int]] = {}
-        self.first: dict[str, int] = {}
 
-    def admit(self, frame: tuple[Trade, ...]) -> list[Trade]:
+    def admit(self, frame: tuple[Trade, ...], origin: int) -> list[Trade]:
         new = []
+        firsts = {symbol: min(known) for symbol, known in self.known.items()}
         for trade in frame:
-            low = min(t.trade_id for t in frame if t.symbol == trade.symbol)
-            first = self.first.setdefault(trade.symbol, low)
             known = self.known.setdefault(trade.symbol, set())
-            if trade.trade_id >= first and trade.trade_id not in known:
+            repeats = origin == SNAPSHOT and trade.trade_id < firsts.get(trade.symbol, 0)
+            if not repeats and trade.trade_id not in known:
                 known.add(trade.trade_id)
                 new.append(trade)
         return new
@@ -58,13 +57,16 @@ FRAMES = st.lists(
 
 
 @settings(derandomize=True, max_examples=200)
-@given(FRAMES)
-def test_the_ranges_admit_what_plain_sets_would(frames: list[tuple[Trade, ...]]) -> None:
+@given(frames=FRAMES, data=st.data())
+def test_the_ranges_admit_what_plain_sets_would(
+    frames: list[tuple[Trade, ...]], data: st.DataObject
+) -> None:
     seen_ids, model = SeenIds(), Model()
     dropped = 0
     for frame in frames:
-        expected = model.admit(frame)
-        assert list(seen_ids.admit(frame)) == expected
+        origin = data.draw(st.sampled_from([STREAM, SNAPSHOT]))
+        expected = model.admit(frame, origin)
+        assert list(seen_ids.admit(frame, origin)) == expected
         dropped += len(frame) - len(expected)
         assert seen_ids.dropped == dropped
         for symbol, known in model.known.items():
@@ -115,11 +117,33 @@ def test_a_trade_that_comes_late_fills_its_hole_once() -> None:
     assert admitted(seen_ids, 5, 6, 7, 8, 9) == []
 
 
-def test_what_lies_below_the_first_frame_counts_as_seen_before() -> None:
+def test_a_snapshot_below_all_that_is_known_repeats_what_was_delivered_before() -> None:
     seen_ids = SeenIds()
-    assert admitted(seen_ids, 12, 10, 11) == [12, 10, 11]
-    assert admitted(seen_ids, 9, 3) == []
-    assert seen_ids.dropped == 2
+    assert ids(*seen_ids.admit(trades(10, 11), STREAM)) == [10, 11]
+    assert ids(*seen_ids.admit(trades(8, 9, 10, 12), SNAPSHOT)) == [12]
+    assert seen_ids.dropped == 3
+
+
+def test_a_late_trade_of_the_stream_below_all_that_is_known_is_new() -> None:
+    """After a restart the first id known may be that of a trade that overtook another."""
+    seen_ids = SeenIds()
+    assert admitted(seen_ids, 10) == [10]
+    assert admitted(seen_ids, 9) == [9]
+    assert admitted(seen_ids, 3) == [3]
+    assert admitted(seen_ids, 3, 9, 10) == []
+
+
+def test_ids_that_begin_anew_are_new_trades_and_reported() -> None:
+    seen_ids = SeenIds()
+    for number in range(1, 6):
+        seen_ids.admit(trades(number, time_us=START_US + number))
+    later = START_US + 5 + int(seen.EPOCH_S * 1e6)
+    assert seen_ids.admit(trades(1, time_us=later - 1)) == (), "not new enough: a repeat"
+    assert not seen_ids.begun_anew
+    assert ids(*seen_ids.admit(trades(1, time_us=later))) == [1]
+    assert seen_ids.begun_anew == ["BTC/USD"]
+    assert ids(*seen_ids.admit(trades(2, time_us=later))) == [2]
+    assert admitted(seen_ids, 1) == []
 
 
 def test_a_trade_twice_in_one_frame_is_handed_on_once() -> None:

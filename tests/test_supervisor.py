@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,12 +125,15 @@ def test_a_second_signal_hurries_a_stop_that_waits_for_the_broker(tmp_path: Path
         assert feedmono.wait_end() == 1
         feedmono.wait_event("worker killed", reason="hurried by a second signal")
         # What the killed serializer had not delivered waits in the ring.
+        sim.fault("refuse-connections")
         feedmono.start()
+        feedmono.wait(lambda s: s[0]["ring_used_bytes"] == 0)
         assert feedmono.stop() == 0
-        trades = by_symbol(read_avro(feedmono.data / "binance", "trades"))
-        for records in trades.values():
-            ids = sorted({int(r["trade_id"]) for r in records})
-            assert len(ids) > 1
+        held = feedmono.wait_event("not delivered yet", exchange="binance")
+        assert held["size_bytes"] > 0
+        stored = by_symbol(read_avro(feedmono.data / "binance", "trades"))
+        sent = {symbol: totals["sent"] for symbol, totals in sim.state()["symbols"].items()}
+        assert {s: len({t["trade_id"] for t in trades}) for s, trades in stored.items()} == sent
 
 
 def test_a_stop_kills_what_does_not_end_within_the_limit(tmp_path: Path) -> None:
@@ -137,6 +142,79 @@ def test_a_stop_kills_what_does_not_end_within_the_limit(tmp_path: Path) -> None
         os.kill(feedmono.pid, signal.SIGTERM)
         assert feedmono.wait_end() == 1
         assert feedmono.wait_event("worker killed")["reason"] == "stop_limit"
+
+
+def test_status_does_not_believe_an_old_file(tmp_path: Path) -> None:
+    with Sim("kraken") as sim, Instance(tmp_path, sim) as feedmono:
+        os.kill(feedmono.pid, signal.SIGSTOP)
+        path = feedmono.state / "status.json"
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({**content, "taken_at_s": content["taken_at_s"] - 60}))
+        result = command(feedmono, "status")
+        assert result.returncode == 1
+        assert f"process {feedmono.pid} has not told how it does" in result.stderr
+        os.kill(feedmono.pid, signal.SIGCONT)
+
+
+def test_a_ring_is_never_shared_by_two_instances_even_when_the_state_was_removed(
+    tmp_path: Path,
+) -> None:
+    with Sim("kraken") as sim, Instance(tmp_path, sim) as feedmono:
+        shutil.rmtree(feedmono.state)
+        second = command(feedmono, "run")
+        assert second.returncode == 1
+        assert "in use by another process" in second.stderr
+
+
+def test_workers_restart_after_the_state_was_removed(tmp_path: Path) -> None:
+    with Sim("kraken", "--rate", "50") as sim, Instance(tmp_path, sim) as feedmono:
+        feedmono.wait(lambda s: s[0]["delivered"] > 0)
+        shutil.rmtree(feedmono.state)
+        for role in ("reader_pid", "serializer_pid"):
+            os.kill(feedmono.of("kraken")[role], signal.SIGKILL)
+        before = feedmono.of("kraken")["delivered"]
+        feedmono.wait(lambda s: s[0]["delivered"] > before + 50)
+        assert feedmono.of("kraken")["restarts"] == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_under_state_and_files_stops_delivery_and_heals_without_a_restart(
+    tmp_path: Path,
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], check=True)
+    try:
+        with (
+            Sim("kraken", "--rate", "400", "--limit", "12000", "--hold") as sim,
+            Instance(
+                tmp_path,
+                sim,
+                STATE_DIR=disk / "state",
+                FILES_DIR=disk / "data",
+                KRAKEN_SYMBOLS="BTC/USD,ETH/USD,SOL/USD,XRP/USD,NO/SUCH",
+            ) as feedmono,
+        ):
+            feedmono.wait(lambda s: s[0]["trades"] > 100)
+            with (disk / "ballast").open("ab", buffering=0) as file, contextlib.suppress(OSError):
+                while file.write(b"x" * 1024):
+                    pass
+            feedmono.wait_event("delivery waits", exchange="kraken")
+            os.kill(feedmono.worker("reader kraken"), signal.SIGKILL)
+            feedmono.wait_event("worker ended", worker="reader")
+            feedmono.wait_event("connected", exchange="kraken")
+            (disk / "ballast").unlink()
+            subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+            feedmono.wait_event("delivery goes on")
+            assert feedmono.stop() == 0
+            ended = [e["worker"] for e in feedmono.events() if e["event"] == "worker ended"]
+            assert ended == ["reader"]
+            stored = by_symbol(read_avro(feedmono.data / "kraken", "trades"))
+            for symbol, trades in stored.items():
+                ids = [int(t["trade_id"]) for t in trades]
+                assert len(ids) == len(set(ids)), symbol
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
 
 
 def test_no_broker_at_start_is_said_and_the_capture_goes_on(tmp_path: Path) -> None:

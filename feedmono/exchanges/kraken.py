@@ -327,7 +327,8 @@ class _KrakenSession(Session):
     def __init__(self, symbols: Sequence[str]) -> None:
         self._subscriptions = Subscriptions(symbols, _SYMBOLS_PER_REQUEST, _MESSAGE_INTERVAL_S)
         self._keep_alive_s: float | None = None
-        self._pings = 0
+        # Far from the ids of subscriptions: an error that names a ping refuses no symbol.
+        self._pings = 1_000_000_000
 
     def poll(self, now_s: float) -> tuple[Sequence[str], Sequence[Event]]:
         given_up = self._subscriptions.expire(now_s)

@@ -11,6 +11,7 @@ Avro 1.11 specification, "Object Container Files".
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import zlib
 from collections.abc import Iterator
@@ -126,6 +127,16 @@ class ContainerWriter:
         :raises OSError: it can't be written now; the file ends where it did.
         """
         self._append(block.data + self._sync_marker)
+
+    def check_place(self) -> None:
+        """Makes sure that what is written is still found under its name.
+
+        :raises OSError: the file was removed or renamed.
+        """
+        ours = os.fstat(self._fd)
+        there = self.path.stat()
+        if (ours.st_dev, ours.st_ino) != (there.st_dev, there.st_ino):
+            raise FileNotFoundError(errno.ENOENT, "it was removed or renamed", str(self.path))
 
     def sync(self) -> None:
         """Has the disk store all blocks.

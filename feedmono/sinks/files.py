@@ -331,6 +331,7 @@ class FilesSink(Sink):
                 if stream.writer is not None:
                     path = stream.writer.path
                     stream.writer.sync()
+                    stream.writer.check_place()
             if self._new_files:
                 path = self._folder
                 sync_folder(path)
@@ -386,6 +387,9 @@ class FilesSink(Sink):
                 continue
             try:
                 publish(stream.writer.path)
+            except FileNotFoundError as error:
+                self._abandon()
+                raise SinkFailed(f"{stream.writer.path} was removed or renamed") from error
             except OSError as error:
                 self._in_trouble(error, stream.writer.path)
                 return
