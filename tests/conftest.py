@@ -16,6 +16,18 @@ Real = TypeVar("Real", bound=Server)
 StandIn = TypeVar("StandIn", bound=Server)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--full", action="store_true", help="ten times as many kills, frames and seeds"
+    )
+
+
+@pytest.fixture(scope="session")
+def full(pytestconfig: pytest.Config) -> bool:
+    """Whether the long counts are wanted: ``scripts/test --full``."""
+    return bool(pytestconfig.getoption("--full"))
+
+
 def pytest_report_header() -> str:
     missing = [tool for tool in ("java", "mvn") if shutil.which(tool) is None]
     if missing:

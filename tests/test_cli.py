@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import pty
+import re
+import select
+import signal
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 from instance import by_symbol, read_avro
+from sim import Sim, wait_until
 
 from feedmono import simulator
 
@@ -29,7 +38,7 @@ def feedmono(folder: Path, *arguments: str, **variables: str) -> subprocess.Comp
 
 def test_the_demo_stores_every_trade_of_both_exchanges_once(tmp_path: Path) -> None:
     """The ids of both simulators run without a hole; the figures are the recording's, or made."""
-    demo = feedmono(tmp_path, "run", "--demo", "--for", "8s")
+    demo = feedmono(tmp_path, "run", "--demo", "--for", "20s")
     assert demo.returncode == 0, demo.stderr
     data = tmp_path / "data" / "demo"
     for exchange, symbols in (("binance", 5), ("kraken", 4)):
@@ -43,16 +52,16 @@ def test_the_demo_stores_every_trade_of_both_exchanges_once(tmp_path: Path) -> N
             for trade in trades if symbol != RECORDED_SYMBOL else []:
                 expected = simulator.figures(exchange, 1, symbol, int(trade["trade_id"]))
                 assert (trade["price"], trade["quantity"]) == (expected.price, expected.quantity)
-        assert count > 300
+        assert count > 500
         assert f"{count:,} trades in data/demo/{exchange}" in demo.stdout
     assert "fastavro data/demo/" in demo.stdout.replace(str(Path(sys.executable).parent) + "/", "")
 
 
 def test_a_second_demo_begins_anew(tmp_path: Path) -> None:
-    feedmono(tmp_path, "run", "--demo", "--for", "2s")
+    feedmono(tmp_path, "run", "--demo", "--for", "4s")
     before = set((tmp_path / "data/demo/kraken").iterdir())
     assert before
-    assert feedmono(tmp_path, "run", "--demo", "--for", "2s").returncode == 0
+    assert feedmono(tmp_path, "run", "--demo", "--for", "4s").returncode == 0
     assert not before & set((tmp_path / "data/demo/kraken").iterdir())
 
 
@@ -90,8 +99,6 @@ def test_tail_of_an_unknown_exchange_names_those_there_are(tmp_path: Path) -> No
 
 
 def test_check_online_says_what_answers_and_fails_if_something_does_not(tmp_path: Path) -> None:
-    from sim import Sim  # noqa: PLC0415
-
     with Sim("kraken") as sim:
         answered = feedmono(
             tmp_path,
@@ -119,3 +126,48 @@ def test_check_online_says_what_answers_and_fails_if_something_does_not(tmp_path
     assert refused.returncode == 1
     assert refused.stdout.count('"ok": false') == 4, refused.stdout
     assert "NO/SUCH" in refused.stdout
+
+
+def test_closed_standard_streams_do_not_keep_it_from_starting(tmp_path: Path) -> None:
+    command = f"exec {sys.executable} -m feedmono run --demo --for 4s <&- >&- 2>&-"
+    environ = {**os.environ, "FEEDMONO_RING_DIR": str(tmp_path / "rings")}
+    result = subprocess.run(
+        ["sh", "-c", command], cwd=tmp_path, env=environ, timeout=60, check=False
+    )
+    assert result.returncode == 0
+    assert list((tmp_path / "data/demo/binance").glob("trades-*.avro"))
+
+
+def test_with_a_terminal_a_live_table_is_shown_below_the_log(tmp_path: Path) -> None:
+    screen_fd, terminal_fd = pty.openpty()
+    fcntl.ioctl(terminal_fd, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "feedmono", "run", "--demo"],
+        cwd=tmp_path,
+        env={**os.environ, "FEEDMONO_RING_DIR": str(tmp_path / "rings"), "TERM": "xterm"},
+        stdin=terminal_fd,
+        stdout=terminal_fd,
+        stderr=terminal_fd,
+    )
+    os.close(terminal_fd)
+    shown = b""
+
+    def read() -> bytes:
+        nonlocal shown
+        if select.select([screen_fd], [], [], 0.1)[0]:
+            with contextlib.suppress(OSError):  # the terminal's other end is closed
+                shown += os.read(screen_fd, 65536)
+        return shown
+
+    try:
+        flowing = re.compile(rb"binance +.{0,9}flowing.{0,9} +\d+\.\d")
+        wait_until(read, lambda text: flowing.search(text) is not None)
+        assert b"subscribed" in shown
+        process.send_signal(signal.SIGINT)
+        wait_until(lambda: (read(), process.poll())[1], lambda status: status is not None)
+        assert process.returncode == 0
+        wait_until(read, lambda text: b"fastavro" in text)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(screen_fd)

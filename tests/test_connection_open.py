@@ -521,3 +521,39 @@ def test_a_connection_that_comes_about_too_late_is_closed() -> None:
         time.sleep(0.005)
     wake.close()
     assert late.fileno() == -1
+
+
+# --- By a proxy.
+
+
+def test_a_proxy_that_the_environment_names_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bytes] = []
+
+    def relay(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_RDWR)
+
+    def proxy() -> None:
+        client, _ = listener.accept()
+        asked.append(client.recv(65536).splitlines()[0])
+        with client, socket.create_connection(("127.0.0.1", port)) as target:
+            client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            back = threading.Thread(target=relay, args=(target, client), daemon=True)
+            back.start()
+            relay(client, target)
+            back.join()
+
+    desk = Desk()
+    with socket.create_server(("127.0.0.1", 0)) as listener, Server(flow) as server:
+        port = int(server.url.rpartition(":")[2])
+        threading.Thread(target=proxy, daemon=True).start()
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        # websocket-client asks no proxy for 127.0.0.1; only the proxy knows where this one is.
+        with running(tmp_path, f"ws://127.0.0.2:{port}", desk):
+            desk.wait(lambda: desk.payloads == [b"trade 0"])
+    assert asked == [f"CONNECT 127.0.0.2:{port} HTTP/1.1".encode()]

@@ -84,7 +84,7 @@ def test_the_installed_program_runs_in_an_empty_folder(wheel: Path, tmp_path: Pa
     table = shell("python -m feedmono check", empty, PYTHONPATH=str(site))
     assert "market.crypto.trades" in table
     environ = {"PYTHONPATH": str(site), "FEEDMONO_RING_DIR": str(tmp_path / "rings")}
-    shown = shell("python -m feedmono run --demo --for 3s", empty, **environ)
+    shown = shell("python -m feedmono run --demo --for 5s", empty, **environ)
     assert "trades in data/demo/binance" in shown
     assert list((empty / "data/demo/kraken").glob("trades-*.avro"))
 

@@ -77,16 +77,18 @@ def test_a_reader_schema_of_the_first_twelve_fields_reads_every_record(tmp_path:
         assert {len(r) for r in records} == {12}
 
 
+@pytest.mark.timeout(900)
 def test_ten_kills_of_the_serializer_lose_nothing_and_double_at_most_the_window(
-    tmp_path: Path,
+    tmp_path: Path, full: bool
 ) -> None:
     window = 500
+    kills = 100 if full else 10
     with (
         Sim("binance", "--rate", "2000", "--hold") as sim,
         Instance(tmp_path, sim, WINDOW=window) as feedmono,
     ):
         feedmono.wait(lambda s: s[0]["subscribed"] == s[0]["symbols"])
-        for _ in range(10):
+        for _ in range(kills):
             before = feedmono.of("binance")
             feedmono.wait_trades("binance", before["delivered"] + 500)
             victim = feedmono.of("binance")["serializer_pid"]
@@ -96,7 +98,7 @@ def test_ten_kills_of_the_serializer_lose_nothing_and_double_at_most_the_window(
         feedmono.wait(lambda s: s[0]["ring_used_bytes"] == 0)
         assert feedmono.stop() == 0
         trades = by_symbol(read_avro(feedmono.data / "binance", "trades"))
-        assert_complete(trades, sim, doubled=10 * window)
+        assert_complete(trades, sim, doubled=kills * window)
         sent = {s: t["last_id"] for s, t in sim.state()["symbols"].items()}
         assert {s: max(int(t["trade_id"]) for t in ts) for s, ts in trades.items()} == sent
 
@@ -142,10 +144,14 @@ def _paused(sim: Sim) -> Iterator[None]:
     sim.fault("pause", False)
 
 
+needs_recordings = pytest.mark.skipif(
+    not RECORDED.is_dir(), reason="the recorded frames are not beside the checkout"
+)
+
+
+@needs_recordings
 def test_the_recorded_frames_of_binance_become_the_trades_of_the_file(tmp_path: Path) -> None:
     path = RECORDED / "binance-btcusdt-2024-08.jsonl.gz"
-    if not path.exists():
-        pytest.skip(f"the recorded frames are not there: {path.name}")
     lines = gzip.decompress(path.read_bytes()).decode().splitlines()
     with (
         Sim("binance", "--rate", "1", "--symbols", "BTCUSDT", "--first-id", "1") as sim,
@@ -208,24 +214,106 @@ def test_a_symbol_that_the_exchange_refuses_is_reported_and_the_others_go_on(
 def test_without_rest_the_capture_goes_on_and_delivery_begins_once_it_answers(
     tmp_path: Path,
 ) -> None:
-    with (
-        Sim("binance", "--rate", "500", "--limit", "500", "--hold") as sim,
-        Instance(tmp_path, sim, BINANCE_REST_URL="http://127.0.0.1:9") as feedmono,
-    ):
-        feedmono.wait(lambda s: s[0]["subscribed"] == s[0]["symbols"])
-        sim.wait(lambda s: sum(t["sent"] for t in s["symbols"].values()) == 500)
-        feedmono.wait(lambda s: s[0]["ring_used_bytes"] > 500 * 100)
-        feedmono.wait(lambda s: s[0]["state"] == "waiting" and "metadata" in s[0]["detail"])
-        assert feedmono.stop() == 0
-        with Instance(tmp_path, sim) as again:
-            again.wait_trades("binance", 500)
-            assert again.stop() == 0
+    with Sim("binance", "--rate", "500", "--limit", "500", "--hold") as sim:
+        sim.fault("rest-5xx", 1.0)
+        with Instance(tmp_path, sim) as feedmono:
+            sim.wait(lambda s: sum(t["sent"] for t in s["symbols"].values()) == 500)
+            feedmono.wait(lambda s: s[0]["ring_used_bytes"] > 500 * 100)
+            feedmono.wait(lambda s: s[0]["state"] == "waiting" and "metadata" in s[0]["detail"])
+            assert feedmono.of("binance")["delivered"] == 0
+            sim.fault("rest-5xx", 0.0)
+            feedmono.wait_trades("binance", 500)
+            assert feedmono.stop() == 0
         # The metadata is cached by now: no REST is needed any more.
         with Instance(tmp_path, sim, BINANCE_REST_URL="http://127.0.0.1:9") as cached:
             cached.wait(lambda s: s[0]["subscribed"] == s[0]["symbols"])
+            cached.wait_event("no metadata", cached=True)
             cached.wait(lambda s: s[0]["state"] != "waiting")
             assert cached.stop() == 0
+        assert_complete(by_symbol(read_avro(cached.data / "binance", "trades")), sim)
+
+
+def test_a_symbol_that_metadata_does_not_list_is_refused_though_the_exchange_accepts_it(
+    tmp_path: Path,
+) -> None:
+    with (
+        Sim("binance", "--rate", "100") as sim,
+        Instance(tmp_path, sim, BINANCE_SYMBOLS="BTCUSDT,NOSUCHUSDT") as feedmono,
+    ):
+        feedmono.wait(lambda s: "NOSUCHUSDT" in s[0]["refused"] and s[0]["delivered"] > 0)
+        state = feedmono.of("binance")
+        assert (state["state"], state["subscribed"]) == ("partial", 1)
+        assert "does not list" in state["refused"]["NOSUCHUSDT"]
+        assert feedmono.stop() == 0
+
+
+def test_a_full_ring_stops_the_reading_and_loses_nothing_of_a_live_connection(
+    tmp_path: Path,
+) -> None:
+    with (
+        Sim("binance", "--rate", "3000", "--limit", "12000", "--hold") as sim,
+        Instance(tmp_path, sim, RING_CAPACITY="128 KiB") as feedmono,
+    ):
+        feedmono.wait(lambda s: s[0]["trades"] > 100)
+        serializer = feedmono.worker("serializer binance")
+        os.kill(serializer, signal.SIGSTOP)
+        feedmono.wait_event("the ring is full: not reading")
+        os.kill(serializer, signal.SIGCONT)
+        feedmono.wait_trades("binance", 12_000)
+        state = feedmono.of("binance")
+        assert state["counts"]["ring_full"] > 0
+        assert (state["reconnects"], state["counts"]["lost_frames"]) == (0, 0)
+        assert feedmono.stop() == 0
         assert_complete(by_symbol(read_avro(feedmono.data / "binance", "trades")), sim)
+
+
+def test_repeated_reordered_and_fragmented_trades_amid_garbage_are_stored_once(
+    tmp_path: Path,
+) -> None:
+    faults = "repeat=0.05,reorder=0.05,fragmented=0.05,garbage=0.01"
+    with (
+        Sim("binance", "--rate", "1500", "--limit", "6000", "--hold", "--faults", faults) as sim,
+        Instance(tmp_path, sim) as feedmono,
+    ):
+        feedmono.wait_trades("binance", 6000)
+        state = feedmono.of("binance")
+        assert state["duplicates"] > 100
+        assert state["dead_letters"] > 10
+        assert feedmono.stop() == 0
+        trades = by_symbol(read_avro(feedmono.data / "binance", "trades"))
+        for symbol, totals in sim.state()["symbols"].items():
+            ids = [int(t["trade_id"]) for t in trades[symbol]]
+            assert sorted(ids) == list(range(totals["first_id"], totals["last_id"] + 1))
+            for trade in trades[symbol]:
+                expected = sim.figures(symbol, int(trade["trade_id"]))
+                assert (trade["price"], trade["quantity"]) == (expected.price, expected.quantity)
+
+
+@needs_recordings
+def test_the_recorded_frames_of_kraken_become_the_trades_of_the_file(tmp_path: Path) -> None:
+    frames = (RECORDED / "kraken-v2-trade.jsonl").read_text().splitlines()
+    with Sim("kraken", "--rate", "1", "--symbols", "BTC/USD") as sim, _paused(sim):
+        with Instance(tmp_path, sim, KRAKEN_SYMBOLS="BTC/USD") as feedmono:
+            feedmono.wait(lambda s: s[0]["subscribed"] == 1)
+            for frame in frames:
+                sim.send(frame)
+            last = json.loads(frames[-1])["data"][-1]["trade_id"]
+            feedmono.wait_trades("kraken", 4)
+            assert feedmono.stop() == 0
+        # Before them the simulator's own snapshot may stand.
+        stored = list(read_avro(feedmono.data / "kraken", "trades"))[-4:]
+        raw = [r["payload"].decode() for r in read_avro(feedmono.data / "kraken", "raw")][-2:]
+    assert stored[-1]["trade_id"] == str(last)
+    assert raw == frames
+    rows = [row for frame in frames for row in json.loads(frame, parse_float=str)["data"]]
+    assert len(rows) == 4
+    for row, trade in zip(rows, stored, strict=True):
+        assert trade["trade_id"] == str(row["trade_id"])
+        assert (trade["price"], trade["quantity"]) == (row["price"], row["qty"])
+        assert trade["side"] == row["side"].upper()
+        time = trade["exchange_timestamp_us"].isoformat(timespec="microseconds")
+        assert time.replace("+00:00", "Z") == row["timestamp"]
+    assert [t["origin"] for t in stored] == ["SNAPSHOT", "SNAPSHOT", "STREAM", "STREAM"]
 
 
 def test_a_symbol_named_in_the_configuration_needs_no_metadata(tmp_path: Path) -> None:
