@@ -130,7 +130,7 @@ def _capture(config: Config, for_s: float | None) -> int:
         from feedmono.table import LiveTable  # noqa: PLC0415
 
         display = LiveTable()
-    logs.configure(config.log.level, config.log.format, display.log_fd)
+    logs.configure(config.log.level, config.log.format, display.log_fd, bool(display.fds))
     try:
         return Supervisor(config, logs.get(), display).run(for_s)
     finally:

@@ -23,6 +23,7 @@ _DEFAULTS = {
     "sink": ("FEEDMONO_SINK", "files"),
     # Two of them fit into the 64 MB that /dev/shm has in a container.
     "ring_capacity": ("FEEDMONO_RING_CAPACITY", "8 MiB"),
+    "connections.frame_limit": ("FEEDMONO_CONNECTIONS_FRAME_LIMIT", "1 MiB"),
 }
 # In a folder of files that a demo made: what has no such mark is not the demo's to empty.
 _MARK = ".feedmono-demo"

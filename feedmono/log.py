@@ -68,21 +68,27 @@ class _Line:
     debug = info = warning = error = msg
 
 
-def configure(level: str, style: str, fd: int | None = None) -> None:
+def configure(level: str, style: str, fd: int | None = None, terminal: bool = False) -> None:
     """Sends all events of *level* (one of `LEVELS`) and above to descriptor *fd* (default:
-    standard error), in *style* (one of `FORMATS`). Colours only where a terminal listens."""
+    standard error), in *style* (one of `FORMATS`).
+
+    :param terminal: whoever reads *fd* shows it in a terminal: colours, and no date.
+    """
     target = sys.stderr.fileno() if fd is None else fd
+    terminal = terminal or os.isatty(target)
     renderer: Any
     if style == "json":
         renderer = structlog.processors.JSONRenderer(default=str)
     else:
         renderer = structlog.dev.ConsoleRenderer(
-            colors=os.isatty(target), pad_event_to=0, pad_level=False, sort_keys=False
+            colors=terminal, pad_event_to=0, pad_level=False, sort_keys=False
         )
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.TimeStamper(
+                fmt="%H:%M:%S" if terminal and style == "text" else "iso", utc=True
+            ),
             structlog.processors.format_exc_info,
             _first_things_first,
             renderer,

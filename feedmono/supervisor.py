@@ -277,7 +277,10 @@ class Supervisor:
             for number in (signal.SIGTERM, signal.SIGCHLD):
                 signal.signal(number, signal.SIG_DFL)
             workers.settle(worker.name, parent_pid)
-            logs.configure(self.config.log.level, self.config.log.format, self.display.log_fd)
+            logging = self.config.log
+            logs.configure(
+                logging.level, logging.format, self.display.log_fd, bool(self.display.fds)
+            )
             log = logs.get(exchange=worker.exchange, worker=worker.role)
             try:
                 status = worker.main(self.config, worker.exchange, worker.wake_fd, log)
