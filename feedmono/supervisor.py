@@ -185,7 +185,7 @@ class Supervisor:
                 state = self._sample()
                 if summary_s <= now_s and not self.display.fds:
                     summary_s = now_s + _SUMMARY_S
-                    self._summarize(state)
+                    summarize(state, self.log)
             due = [w.due_s for w in self._workers if w.pid is None]
             self._wait(min([sample_s, *due] + ([end_s] if end_s is not None else [])))
             self._reap()
@@ -237,22 +237,6 @@ class Supervisor:
             sum(w.restarts for w in ours.values()),
             "; ".join(down),
         )
-
-    def _summarize(self, state: snapshot.Snapshot) -> None:
-        for exchange in state.exchanges:
-            self.log.info(
-                "summary",
-                exchange=exchange.name,
-                state=exchange.state,
-                trades_per_s=round(exchange.trades_per_s, 1),
-                trades=exchange.trades,
-                delivered=exchange.delivered,
-                ring_used_bytes=exchange.ring_used_bytes,
-                cpu_cores=round(exchange.cpu_cores, 3),
-                memory_mib=exchange.memory_bytes >> 20,
-                reconnects=exchange.reconnects,
-                dead_letters=exchange.dead_letters,
-            )
 
     # --- start, reap and restart a worker
 
@@ -397,6 +381,24 @@ def _how(status: int) -> str:
 
 def _stop_reason(numbers: list[int]) -> str:
     return signal.Signals(numbers[0]).name if numbers else "the time given by --for is over"
+
+
+def summarize(state: snapshot.Snapshot, log: Log) -> None:
+    """What the log tells a minute where no table is shown: a line per exchange."""
+    for exchange in state.exchanges:
+        log.info(
+            "summary",
+            exchange=exchange.name,
+            state=exchange.state,
+            trades_per_s=round(exchange.trades_per_s, 1),
+            trades=exchange.trades,
+            delivered=exchange.delivered,
+            ring_used_bytes=exchange.ring_used_bytes,
+            cpu_cores=round(exchange.cpu_cores, 3),
+            memory_mib=exchange.memory_bytes >> 20,
+            reconnects=exchange.reconnects,
+            dead_letters=exchange.dead_letters,
+        )
 
 
 def state_of(state_dir: Path) -> snapshot.Snapshot | None:

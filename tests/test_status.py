@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from feedmono import log, snapshot, table, workers
+from feedmono import log, snapshot, supervisor, table, workers
 from feedmono.counters import BOUNDS_S, Counters, Field, Histogram, quantile
 from feedmono.snapshot import ExchangeStatus, Snapshot
 
@@ -112,6 +112,22 @@ def test_a_log_line_is_one_json_object_that_begins_with_when_and_what() -> None:
     assert event["exchange"] == "binance"
     assert event["size_bytes"] == 5
     assert len(second) < 4096
+
+
+def test_the_summary_is_a_line_for_each_exchange() -> None:
+    read_fd, write_fd = os.pipe()
+    log.configure("info", "json", write_fd)
+    state = Snapshot(1, 2.0, 3.0, "files", (status(), status(name="kraken", dead_letters=2)))
+    supervisor.summarize(state, log.get())
+    os.close(write_fd)
+    with os.fdopen(read_fd, "rb") as pipe:
+        first, second = map(json.loads, pipe.read().splitlines())
+    assert (first["exchange"], first["trades"], first["state"]) == (
+        "binance",
+        123_456_789,
+        "flowing",
+    )
+    assert (second["exchange"], second["dead_letters"]) == ("kraken", 2)
 
 
 @pytest.mark.parametrize("flags", [0, os.O_NONBLOCK])
