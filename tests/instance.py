@@ -132,6 +132,12 @@ class Instance:
             lambda s: any(e["name"] == exchange and e["delivered"] >= at_least for e in s), limit_s
         )
 
+    def wait_replaced(self, exchange: str, role: str, pid: int) -> None:
+        """Waits until the worker that was *pid* has a successor."""
+        self.wait(
+            lambda s: any(e["name"] == exchange and e[f"{role}_pid"] not in (None, pid) for e in s)
+        )
+
     def stop(self) -> int:
         """SIGTERM, and the exit status."""
         assert self._process is not None

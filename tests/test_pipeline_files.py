@@ -93,7 +93,7 @@ def test_ten_kills_of_the_serializer_lose_nothing_and_double_at_most_the_window(
             feedmono.wait_trades("binance", before["delivered"] + 500)
             victim = feedmono.of("binance")["serializer_pid"]
             os.kill(victim, signal.SIGKILL)
-            feedmono.wait(lambda s, v=victim: s[0]["serializer_pid"] not in (None, v))
+            feedmono.wait_replaced("binance", "serializer", victim)
         sim.fault("pause", True)
         feedmono.wait(lambda s: s[0]["ring_used_bytes"] == 0)
         assert feedmono.stop() == 0
@@ -116,8 +116,8 @@ def test_a_new_start_after_a_kill_of_the_supervisor_goes_on_from_the_ring(tmp_pa
         assert feedmono.of("binance")["delivered"] == 0
         workers = feedmono.of("binance")
         os.kill(feedmono.pid, signal.SIGKILL)
-        for role in ("reader_pid", "serializer_pid"):
-            wait_until(lambda p=workers[role]: _is_gone(p), bool, limit_s=1.0)
+        pids = [workers["reader_pid"], workers["serializer_pid"]]
+        wait_until(lambda: all(map(_is_gone, pids)), bool, limit_s=1.0)
         assert feedmono.wait_end() == -signal.SIGKILL
         feedmono.start()
         feedmono.wait(lambda s: s[0]["trades"] == sent)

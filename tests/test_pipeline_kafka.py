@@ -13,43 +13,12 @@ from typing import Any
 
 import fastavro
 import pytest
-from broker import Kafka, MockKafka, MockRegistry, Registry
-from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+from broker import Kafka
 from instance import Instance, assert_complete, by_symbol
+from kafka_rig import AnyKafka, AnyRegistry, read_topic
 from sim import Sim
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "schemas" / "trade.avsc").read_text())
-
-AnyKafka = Kafka | MockKafka
-AnyRegistry = Registry | MockRegistry
-
-
-def consume(kafka: AnyKafka, topic: str) -> Iterator[Message]:
-    """Every message of a topic, to its present end."""
-    consumer = Consumer(
-        {
-            "bootstrap.servers": kafka.bootstrap_servers,
-            "group.id": "reader",
-            "enable.auto.commit": False,
-            "enable.partition.eof": True,
-            "auto.offset.reset": "earliest",
-        }
-    )
-    try:
-        metadata = consumer.list_topics(topic, timeout=30)
-        left = set(metadata.topics[topic].partitions)
-        consumer.assign([TopicPartition(topic, p, 0) for p in left])
-        while left:
-            message = consumer.poll(30)
-            assert message is not None, f"{topic}: partitions {left} do not come to their end"
-            error = message.error()
-            if error is None:
-                yield message
-            else:
-                assert error.code() == KafkaError._PARTITION_EOF, error
-                left.discard(message.partition())
-    finally:
-        consumer.close()
 
 
 def normalized(
@@ -58,9 +27,8 @@ def normalized(
     """The trades of a topic, decoded with the schema that the registry has for their id, as a
     consumer with *reader_schema* (None: the same) reads them."""
     schemas: dict[int, Any] = {}
-    for message in consume(kafka, topic):
-        value = message.value()
-        assert isinstance(value, bytes)
+    for message in read_topic(kafka, topic):
+        value = message.value
         assert value[0] == 0
         schema_id = int.from_bytes(value[1:5], "big")
         if schema_id not in schemas:
@@ -70,7 +38,7 @@ def normalized(
             io.BytesIO(value[5:]), schemas[schema_id], reader_schema
         )
         assert isinstance(record, dict)
-        assert message.key() == record["symbol"].encode()
+        assert message.key == record["symbol"].encode()
         yield record
 
 
@@ -106,23 +74,20 @@ def test_60000_trades_at_2000_a_second_arrive_once_beside_another_exchange(
             _assert_raw_holds(kafka, f"{topic}.raw", trades)
             old = {**SCHEMA, "fields": SCHEMA["fields"][:12]}
             assert {len(t) for t in normalized(kafka, registry, topic, old)} == {12}
-            assert not list(consume(kafka, f"{topic}.dead"))
+            assert not read_topic(kafka, f"{topic}.dead")
 
 
 def _assert_raw_holds(kafka: AnyKafka, topic: str, trades: dict[str, list[dict[str, Any]]]) -> None:
     """The raw topic has each frame once, and each trade's frame names the trade."""
     frames: dict[int, bytes] = {}
-    for message in consume(kafka, topic):
-        ((name, tag),) = message.headers() or []
-        assert name == "frame"
-        assert isinstance(tag, bytes)
+    for message in read_topic(kafka, topic):
+        assert list(message.headers) == ["frame"]
+        tag = message.headers["frame"]
         _connection, sequence, received_ns, origin = map(int, tag.split(b":"))
-        value = message.value()
-        assert isinstance(value, bytes)
         assert sequence not in frames
         assert received_ns > 1_700_000_000_000_000_000
         assert origin in (0, 1)
-        frames[sequence] = value
+        frames[sequence] = message.value
     used = set()
     for records in trades.values():
         for record in records:
@@ -148,7 +113,7 @@ def test_ten_kills_of_the_serializer_lose_nothing_and_double_at_most_the_window(
             feedmono.wait_trades("binance", before["delivered"] + 300)
             victim = feedmono.of("binance")["serializer_pid"]
             os.kill(victim, signal.SIGKILL)
-            feedmono.wait(lambda s, v=victim: s[0]["serializer_pid"] not in (None, v))
+            feedmono.wait_replaced("binance", "serializer", victim)
         sim.fault("pause", True)
         feedmono.wait(lambda s: s[0]["ring_used_bytes"] == 0)
         assert feedmono.stop() == 0
@@ -200,6 +165,6 @@ def test_the_raw_topic_holds_the_exact_bytes_of_every_frame(
             sim.send(frame)
         feedmono.wait(lambda s: s[0]["delivered"] >= made + len(frames))
         assert feedmono.stop() == 0
-        stored = [m.value() for m in consume(kafka, f"{topic_prefix}.binance.raw")]
+        stored = [m.value for m in read_topic(kafka, f"{topic_prefix}.binance.raw")]
         assert {frame.encode() for frame in frames} <= set(stored)
         assert len(stored) == len(set(stored))
