@@ -35,15 +35,18 @@ def command(feedmono: Instance, *arguments: str) -> subprocess.CompletedProcess[
 def test_the_processes_carry_titles_that_say_what_they_are(tmp_path: Path) -> None:
     with Sim("kraken") as sim, Instance(tmp_path, sim) as feedmono:
         state = feedmono.of("kraken")
-        titles = {
-            pid: " ".join(psutil.Process(pid).cmdline()).strip()
-            for pid in (feedmono.pid, state["reader_pid"], state["serializer_pid"])
-        }
-        assert list(titles.values()) == [
-            "feedmono: supervisor",
-            "feedmono: reader kraken",
-            "feedmono: serializer kraken",
-        ]
+        pids = (feedmono.pid, state["reader_pid"], state["serializer_pid"])
+        wait_until(
+            lambda: [" ".join(psutil.Process(pid).cmdline()).strip() for pid in pids],
+            lambda titles: (
+                titles
+                == [
+                    "feedmono: supervisor",
+                    "feedmono: reader kraken",
+                    "feedmono: serializer kraken",
+                ]
+            ),
+        )
 
 
 def test_a_second_start_says_which_process_holds_the_state(tmp_path: Path) -> None:
