@@ -61,10 +61,10 @@ class CanonicalSymbols:
         """Configured symbols of which nobody has said yet what they are."""
         return [s for s in self._config.symbols if s not in self.names and s not in self._asked]
 
-    @property
-    def sufficient(self) -> bool:
-        """Whether trades can be normalized: each symbol has a name, or the exchange was asked and
-        does not list it. With some names known, the others are waited for a minute."""
+    def ready(self) -> bool:
+        """Whether trades can be normalized by now: each symbol has a name, or the exchange was
+        asked and does not list it. With some names known, the others are waited for a minute."""
+        self.refresh()
         if not self._unknown:
             return True
         patience_s = _PATIENCE_S if self.names else float("inf")

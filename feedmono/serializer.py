@@ -264,21 +264,12 @@ class Process:
     def run(self) -> int:
         """Serves until SIGTERM, and then until the ring is empty; the exit status."""
         canonical = CanonicalSymbols(self._exchange_config, self._shared.metadata)
-        if not self._until(
-            lambda: canonical.sufficient or canonical.refresh(),
-            lambda: canonical.trouble,
-        ):
+        if not self._until(canonical.ready, lambda: canonical.trouble):
             return 0
         sink = open_sink(self._config, self._name, self._shared, self._log)
-        if not self._until(sink.open, lambda: sink.trouble):
-            sink.close()
-            return 0
-        self._say("")
-        self._counters[Field.SINK_READY] = 1
-        normalizer = Normalizer(load(self._name), canonical, self._counters, self._log)
         try:
-            base = self._drain_rings_set_aside(normalizer, sink)
-            self._serve(ring.RingReader(self._shared.ring), normalizer, sink, base, last=True)
+            if self._until(sink.open, lambda: sink.trouble):
+                self._deliver(canonical, sink)
         except SinkFailed as error:
             self._log.error("sink failed", error=str(error))
             return 1
@@ -286,6 +277,14 @@ class Process:
             self._counters[Field.SINK_READY] = 0
         sink.close()
         return 0
+
+    def _deliver(self, canonical: CanonicalSymbols, sink: Sink) -> None:
+        """Serves all rings there are, the live one last and until SIGTERM."""
+        self._say("")
+        self._counters[Field.SINK_READY] = 1
+        normalizer = Normalizer(load(self._name), canonical, self._counters, self._log)
+        base = self._drain_rings_set_aside(normalizer, sink)
+        self._serve(ring.RingReader(self._shared.ring), normalizer, sink, base, last=True)
 
     def _drain_rings_set_aside(self, normalizer: Normalizer, sink: Sink) -> int:
         """Delivers what lies in rings that were replaced (another capacity, damage); a damaged
