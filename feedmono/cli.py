@@ -114,9 +114,6 @@ def _load(args: argparse.Namespace, overrides: Mapping[str, str] | None = None) 
 
 
 def _run(args: argparse.Namespace) -> int:
-    # Until the supervisor listens, Ctrl-C just ends this process: as an exception it could be
-    # lost in a library's destructor.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     if args.demo:
         return _demo(args)
     return _capture(_load(args).config, args.for_s)
@@ -217,6 +214,7 @@ def _tail(args: argparse.Namespace) -> int:
         return 2
     show = tail.as_json if args.format == "json" else tail.as_text
     wanted = [args.exchange] if args.exchange else known
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for trade in tail.follow(config, wanted, args.symbol):
         print(show(trade), flush=True)
     return 0

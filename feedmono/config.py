@@ -329,7 +329,8 @@ def _place(source: Source, text: object, offset: int) -> str:
 def _config(layers: Layers, names: Sequence[str]) -> Config:
     value = layers.value
     return Config(
-        state_dir=value("state_dir"),
+        # Resolved once: a ring's name is made from it, and a link may change while it runs.
+        state_dir=value("state_dir").resolve(),
         ring_dir=value("ring_dir"),
         ring_capacity_bytes=value("ring_capacity"),
         window=value("window"),

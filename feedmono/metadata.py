@@ -51,7 +51,7 @@ class CanonicalSymbols:
             return False
         self._seen_ns = changed_ns
         asked = content.get("asked") if content else None
-        self._asked = frozenset(asked if isinstance(asked, list) else ())
+        self._asked = frozenset(map(str, asked if isinstance(asked, list) else ()))
         self.names.update(symbols)
         self.names.update(self._config.canonical_symbols)
         return True
@@ -102,7 +102,8 @@ def keep_fetched(
             content = {"fetched_at": int(time.time()), "symbols": dict(symbols), "asked": asked}
             publish(path, content)
             log.info("metadata fetched", symbols=len(symbols))
-            unlisted([s for s in asked if s not in symbols])
+            named = config.canonical_symbols
+            unlisted([s for s in asked if s not in symbols and s not in named])
             retry_s = _FIRST_RETRY_S
         except (rest.RestError, ValueError, OSError) as error:
             asked_s = error.retry_after_s if isinstance(error, rest.RestError) else 0.0

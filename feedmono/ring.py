@@ -461,7 +461,7 @@ class SalvagedReader:
         """Tells of a place in the file whether what stands there was not acknowledged."""
         data = self._data
         capacity = len(data) - HEADER_BYTES
-        if capacity <= 0 or capacity % 4096:
+        if capacity <= 0 or capacity % 4096 or _stated_capacity(data) not in (None, capacity):
             return lambda _: True
         words = [
             cursor_position(int.from_bytes(data[word * 8 : word * 8 + 8], "little"))
@@ -524,6 +524,13 @@ class SalvagedReader:
     def close(self) -> None:
         if isinstance(self._data, mmap.mmap):
             self._data.close()
+
+
+def _stated_capacity(data: mmap.mmap | bytes) -> int | None:
+    """The capacity that a header tells; None if the header is damaged."""
+    magic, version, crc, capacity, *tail = layout.STATIC.unpack_from(data)
+    intact = zlib.crc32(layout.STATIC.pack(magic, version, 0, capacity, *tail)) == crc
+    return capacity if intact and magic == layout.MAGIC else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ MAX_RANGES = 1000
 
 
 EPOCH_S = 1.0
-"""How much newer than everything known a trade with a known id must be to begin a new epoch."""
+"""How much newer than everything known a trade below the last id must be to begin a new epoch."""
 
 
 class _Ranges:
@@ -30,7 +30,7 @@ class _Ranges:
         self.starts = [first.trade_id]
         self.ends = [first.trade_id]
         self.newest_us = first.time_us
-        """The latest time of a trade that was new."""
+        """The latest time of a trade whose id was the highest: never lowered."""
 
     def add(self, trade_id: int, repeats: bool) -> bool:
         """Whether the id is new; it is known afterwards.
@@ -68,9 +68,10 @@ class SeenIds:
     hole. But a *snapshot's* id below all that are known is taken as seen before: after a restart,
     a snapshot repeats what the process before delivered.
 
-    A known id with a time at least `EPOCH_S` newer than everything known of its symbol is no
-    repeat: the exchange has begun its ids anew (a relisting, a test exchange started again). What
-    was known of the symbol is forgotten then, and the symbol is named in `begun_anew`.
+    An id that is not above the last, with a time at least `EPOCH_S` newer than everything known of
+    its symbol, is neither a repeat nor late: the exchange has begun its ids anew (a relisting, a
+    test exchange started again). What was known of the symbol is forgotten then, and the symbol is
+    named in `begun_anew`.
 
     A symbol keeps at most `MAX_RANGES` ranges. With one more its two oldest become one: a trade
     that comes to fill the hole between them after all is taken as seen. A thousand newer holes of
@@ -100,7 +101,9 @@ class SeenIds:
                 ends = ranges.ends
                 if trade.trade_id == ends[-1] + 1:
                     ends[-1] += 1
-                    ranges.newest_us = trade.time_us
+                    # max() would cost 0.05 µs more.
+                    if trade.time_us > ranges.newest_us:  # noqa: PLR1730
+                        ranges.newest_us = trade.time_us
                     return trades
         # In the order of ids, so that the lowest of a symbol's first frame begins its ranges, and
         # no trade of a frame makes the hole of another one forgotten.
@@ -117,11 +120,13 @@ class SeenIds:
         if ranges is None:
             self._ranges[trade.symbol] = _Ranges(trade)
             return True
-        if ranges.add(trade.trade_id, repeats):
-            ranges.newest_us = max(ranges.newest_us, trade.time_us)
-            return True
-        if trade.time_us >= ranges.newest_us + EPOCH_S * 1e6:
+        top = trade.trade_id > ranges.ends[-1]
+        if not top and trade.time_us >= ranges.newest_us + EPOCH_S * 1e6:
             self._ranges[trade.symbol] = _Ranges(trade)
             self.begun_anew.append(trade.symbol)
             return True
-        return False
+        if not ranges.add(trade.trade_id, repeats):
+            return False
+        if top:
+            ranges.newest_us = max(ranges.newest_us, trade.time_us)
+        return True

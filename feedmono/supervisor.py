@@ -28,6 +28,8 @@ _FIRST_RETRY_S = 0.25
 _RETRY_CAP_S = 30.0
 _SAMPLE_S = 1.0
 _SUMMARY_S = 60.0
+# 50 days: a clock may be set back, but a sequence further ahead is damage.
+_SEQUENCE_LEAD_US = 1 << 42
 # A status that is older is no status.
 _SILENT_S = 10.0
 # Of an orderly stop, what the readers may take before they are killed; they only say goodbye.
@@ -132,10 +134,10 @@ class Supervisor:
         self.config.ring_dir.mkdir(parents=True, exist_ok=True)
         for exchange in self.config.enabled_exchanges:
             shared = workers.Shared.of(self.config, exchange.name)
-            kept = workers.published(shared.sequence) or {}
-            least = int(str(kept.get("next", 0)))
             with statelock.guarded(shared.ring):
-                prepared = ring.prepare(shared.ring, self.config.ring_capacity_bytes, least)
+                prepared = ring.prepare(
+                    shared.ring, self.config.ring_capacity_bytes, _least_sequence(shared)
+                )
             self._locks.append(statelock.guard(shared.ring))
             if prepared.set_aside:
                 self.log.warning(
@@ -371,6 +373,13 @@ class Supervisor:
                         worker.pid = None
                         orderly &= status == 0
         return orderly
+
+
+def _least_sequence(shared: workers.Shared) -> int:
+    """Where the sequence of the ring before ended; 0 where no sane number is kept."""
+    kept = (workers.published(shared.sequence) or {}).get("next")
+    latest = time.time_ns() // 1000 + _SEQUENCE_LEAD_US
+    return kept if isinstance(kept, int) and 0 <= kept <= latest else 0
 
 
 def _how(status: int) -> str:

@@ -65,7 +65,7 @@ class Shared:
     @classmethod
     def of(cls, config: Config, exchange: str) -> Shared:
         # Two instances with different state_dirs share /dev/shm, but nothing in it.
-        instance = hashlib.sha256(os.fsencode(config.state_dir.resolve())).hexdigest()[:12]
+        instance = hashlib.sha256(os.fsencode(config.state_dir)).hexdigest()[:12]
         stem = f"feedmono-{instance}-{exchange}"
         state = config.state_dir
         return cls(

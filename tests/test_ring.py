@@ -292,6 +292,42 @@ def test_a_file_cut_short_gives_what_is_intact(path: Path) -> None:
         prepared.set_aside.unlink()
 
 
+def test_a_file_of_another_length_is_not_read_by_its_cursors(path: Path) -> None:
+    frames = [bytes([65 + i]) * 2000 for i in range(40)]
+    ring.create(path, 256 * 1024)
+    writer, reader = RingWriter(path), RingReader(path)
+    for _ in range(2):  # beyond the first lap, so that the place depends on the capacity
+        assert writer.append(frames, FRAME, 0, 1) == 40
+        reader.read(100, 1 << 20)
+        reader.acknowledge(reader.position)
+    assert writer.append(frames, FRAME, 0, 1) == 40
+    os.truncate(path, HEADER_BYTES + 260 * 1024)
+    prepared = ring.prepare(path, SMALL)
+    assert prepared.set_aside is not None
+    assert read_all(SalvagedReader(prepared.set_aside))[-40:] == frames
+
+
+def test_a_salvaged_ring_leaves_out_what_was_acknowledged(path: Path) -> None:
+    ring.create(path, SMALL)
+    writer, reader = RingWriter(path), RingReader(path)
+    writer.append([b"done", b"waits"], FRAME, 0, 1)
+    reader.acknowledge(reader.read(1, 1)[0].end)
+    _flip(path, 40)
+    prepared = ring.prepare(path, SMALL)
+    assert prepared.set_aside is not None
+    assert read_all(SalvagedReader(prepared.set_aside)) == [b"waits"]
+
+
+def test_the_last_frames_before_a_stop_may_use_the_reserve(
+    made: tuple[RingWriter, RingReader],
+) -> None:
+    writer, reader = made
+    while writer.append([b"x" * 500], FRAME, 0, 1):
+        pass
+    assert writer.append([b"last"], FRAME, 0, 1, last=True) == 1
+    assert reader.read(1000, 1 << 20)[-1].payload == b"last"
+
+
 def test_another_capacity_replaces_an_empty_ring_and_sets_a_full_one_aside(path: Path) -> None:
     ring.create(path, SMALL)
     assert ring.prepare(path, 2 * SMALL).set_aside is None

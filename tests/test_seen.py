@@ -146,6 +146,29 @@ def test_ids_that_begin_anew_are_new_trades_and_reported() -> None:
     assert admitted(seen_ids, 1) == []
 
 
+def test_ids_that_begin_anew_below_and_run_into_the_old_ones_lose_nothing() -> None:
+    seen_ids = SeenIds()
+    for number in range(2000, 2100):
+        seen_ids.admit(trades(number, time_us=START_US + number))
+    begin_us = START_US + 2100 + int(seen.EPOCH_S * 1e6)
+    for number in range(1990, 2200):
+        assert ids(*seen_ids.admit(trades(number, time_us=begin_us + number))) == [number]
+    assert seen_ids.begun_anew == ["BTC/USD"]
+    assert seen_ids.dropped == 0
+
+
+def test_a_clock_that_steps_back_makes_no_snapshot_new() -> None:
+    seen_ids = SeenIds()
+    ahead_us = START_US + 50_000_000
+    for number in range(1, 40):
+        seen_ids.admit(trades(number, time_us=ahead_us + number))
+    for number in range(40, 50):
+        seen_ids.admit(trades(number, time_us=START_US + number))
+    repeated = trades(*range(1, 40), time_us=ahead_us) + trades(*range(40, 50), time_us=START_US)
+    assert seen_ids.admit(repeated, SNAPSHOT) == ()
+    assert not seen_ids.begun_anew
+
+
 def test_a_trade_twice_in_one_frame_is_handed_on_once() -> None:
     assert admitted(SeenIds(), 4, 4, 5, 4) == [4, 5]
 

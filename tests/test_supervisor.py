@@ -169,6 +169,39 @@ def test_a_ring_is_never_shared_by_two_instances_even_when_the_state_was_removed
         assert "in use by another process" in second.stderr
 
 
+@pytest.mark.parametrize("text", ["", "[]", '{"next": "abc"}', '{"next": 1e300}', '{"next": -5}'])
+def test_a_damaged_sequence_file_is_no_reason_not_to_start(tmp_path: Path, text: str) -> None:
+    with Sim("kraken", "--rate", "100") as sim:
+        feedmono = Instance(tmp_path, sim)
+        feedmono.state.mkdir()
+        (feedmono.state / "kraken.sequence").write_text(text)
+        with feedmono:
+            feedmono.wait(lambda s: s[0]["delivered"] > 0)
+            assert feedmono.stop() == 0
+
+
+def test_files_go_to_new_folders_when_theirs_was_renamed_while_no_file_was_open(
+    tmp_path: Path,
+) -> None:
+    with (
+        Sim("kraken", "--rate", "200", "--hold") as sim,
+        Instance(tmp_path, sim, FILES_ROLL_INTERVAL="1 s") as feedmono,
+    ):
+        feedmono.wait(lambda s: s[0]["delivered"] > 100)
+        sim.fault("pause", True)
+        wait_until(lambda: list(feedmono.data.rglob("*.part")), lambda parts: not parts)
+        feedmono.data.rename(tmp_path / "moved")
+        sim.fault("pause", False)
+        before = feedmono.of("kraken")["delivered"]
+        feedmono.wait(lambda s: s[0]["delivered"] > before + 200)
+        assert feedmono.stop() == 0
+        stored = [
+            *read_avro(tmp_path / "moved" / "kraken", "trades"),
+            *read_avro(feedmono.data / "kraken", "trades"),
+        ]
+        assert_complete(by_symbol(iter(stored)), sim)
+
+
 def test_workers_restart_after_the_state_was_removed(tmp_path: Path) -> None:
     with Sim("kraken", "--rate", "50") as sim, Instance(tmp_path, sim) as feedmono:
         feedmono.wait(lambda s: s[0]["delivered"] > 0)

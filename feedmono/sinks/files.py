@@ -301,6 +301,7 @@ class FilesSink(Sink):
                         stream.writer = self._new_file(stream)
                     stream.writer.append(stream.blocks[0])
                 except OSError as error:
+                    self._check_folder(error)
                     path = stream.writer.path if stream.writer else self._folder
                     self._in_trouble(error, path)
                     return False
@@ -309,6 +310,23 @@ class FilesSink(Sink):
                     self._sync()
         self._trouble = ""
         return True
+
+    def _check_folder(self, error: OSError) -> None:
+        """Makes sure that the locked folder is still found under its name.
+
+        :raises SinkFailed: it was removed or renamed; a successor makes it anew.
+        """
+        assert self._lock_fd is not None
+        ours = os.fstat(self._lock_fd)
+        try:
+            there = self._folder.stat()
+        except FileNotFoundError:
+            pass
+        else:
+            if (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino):
+                return
+        self._abandon()
+        raise SinkFailed(f"{self._folder} was removed or renamed") from error
 
     def _new_file(self, stream: _Stream) -> ContainerWriter:
         assert self._segment is not None
