@@ -72,8 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--format", choices=("table", "json"), default="table")
 
     tail = _command(commands, "tail", _tail, "trades as they are stored")
-    tail.add_argument("exchange", nargs="?", metavar="EXCHANGE")
-    tail.add_argument("symbol", nargs="?", metavar="SYMBOL")
+    tail.add_argument("exchange", nargs="?", metavar="EXCHANGE", help="only this one's")
+    tail.add_argument("symbol", nargs="?", metavar="SYMBOL", help="as the exchange has it")
     tail.add_argument("--format", choices=("text", "json"), default="text")
 
     sim = commands.add_parser(
@@ -94,7 +94,13 @@ def _command(
     text: str,
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="configuration (HOCON)")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="configuration (HOCON), laid over the default; else etc/feedmono.conf of the current "
+        "folder",
+    )
     parser.set_defaults(run=run)
     return parser
 
@@ -102,8 +108,10 @@ def _command(
 def _duration(text: str) -> float:
     try:
         duration_s = configuration.parse_duration(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no duration: a number and its unit, such as 30s, 5m, 1h"
+        ) from None
     if duration_s <= 0:
         raise argparse.ArgumentTypeError("must be longer than nothing")
     return duration_s
@@ -185,7 +193,11 @@ def _status(args: argparse.Namespace) -> int:
         print(f"feedmono: {config.state_dir}: {error}", file=sys.stderr)
         return 1
     if state is None:
-        print(f"feedmono: nothing runs on state_dir {config.state_dir}", file=sys.stderr)
+        print(
+            f"feedmono: nothing runs on state_dir {config.state_dir}; another instance is "
+            "looked at with its own FEEDMONO_STATE_DIR",
+            file=sys.stderr,
+        )
         return 1
     if args.format == "json":
         print(state.to_json())
@@ -212,8 +224,16 @@ def _tail(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 2
-    show = tail.as_json if args.format == "json" else tail.as_text
     wanted = [args.exchange] if args.exchange else known
+    symbols = [s for name in wanted for s in config.exchanges[name].symbols]
+    if args.symbol is not None and args.symbol not in symbols:
+        print(
+            f"feedmono: {args.exchange} has no symbol {args.symbol!r}; there are "
+            f"{', '.join(symbols)}",
+            file=sys.stderr,
+        )
+        return 2
+    show = tail.as_json if args.format == "json" else tail.as_text
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for trade in tail.follow(config, wanted, args.symbol):
         print(show(trade), flush=True)

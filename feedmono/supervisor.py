@@ -96,7 +96,7 @@ class Supervisor:
     # --- start
 
     def run(self, for_s: float | None = None) -> int:
-        """Captures until SIGTERM or SIGINT, or for *for_s* seconds; the exit status."""
+        """Captures until SIGTERM, SIGINT or SIGHUP, or for *for_s* seconds; the exit status."""
         try:
             lock_fd = statelock.hold(self.config.state_dir)
         except statelock.LockHeldError as error:
@@ -164,7 +164,7 @@ class Supervisor:
         """Signals only wake the loop, which reads their numbers from a pipe."""
         self._signal_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
         for fd in (self._signal_fd, *self.display.fds):
             self._poll.register(fd, select.POLLIN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -26,6 +27,7 @@ def render(state: Snapshot) -> Group:
     for name in ("trades/s", "total", "last", "p50/p99 ms", "ring", "CPU", "MiB", "reconn"):
         table.add_column(name, justify="right", no_wrap=True)
     for e in state.exchanges:
+        runs = e.state != "stopped"
         table.add_row(
             e.name,
             Text(e.state, style=_STYLES.get(e.state, "yellow")),
@@ -34,8 +36,10 @@ def render(state: Snapshot) -> Group:
             _age(e.last_trade_age_s),
             f"{_ms(e.delivery_p50_s)}/{_ms(e.delivery_p99_s)}",
             f"{e.ring_used_bytes / e.ring_capacity_bytes:.0%}",
-            _judged(f"{e.cpu_cores:.2f}", e.cpu_cores > e.cpu_budget_cores),
-            _judged(f"{e.memory_bytes >> 20}", e.memory_bytes > e.memory_budget_bytes),
+            _judged(f"{e.cpu_cores:.2f}", e.cpu_cores > e.cpu_budget_cores) if runs else "-",
+            _judged(f"{e.memory_bytes >> 20}", e.memory_bytes > e.memory_budget_bytes)
+            if runs
+            else "-",
             str(e.reconnects),
         )
     details = [_detail(e) for e in state.exchanges]
@@ -124,7 +128,8 @@ class LiveTable(Display):
         *lines, self._rest = data.split(b"\n")
         for line in lines:
             text = Text.from_ansi(line.decode("utf-8", "replace"))
-            self._live.console.print(text, highlight=False, soft_wrap=True)
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                self._live.console.print(text, highlight=False, soft_wrap=True)
 
     def show(self, state: Snapshot) -> None:
         up_s = int(time.time() - state.started_at_s)
@@ -133,8 +138,10 @@ class LiveTable(Display):
             "Ctrl-C stops",
             style="dim",
         )
-        self._live.update(Group(Text(""), title, render(state)), refresh=True)
+        with contextlib.suppress(OSError):
+            self._live.update(Group(Text(""), title, render(state)), refresh=True)
 
     def close(self) -> None:
         self.readable(self._read_fd)
-        self._live.stop()
+        with contextlib.suppress(OSError):
+            self._live.stop()

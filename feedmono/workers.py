@@ -30,7 +30,8 @@ def set_title(role: str) -> None:
 
 
 def settle(role: str, parent_pid: int) -> None:
-    """Makes the calling process a worker: it dies with *parent_pid*, leaves Ctrl-C to it, and
+    """Makes the calling process a worker: it dies with *parent_pid*, leaves Ctrl-C and
+    a hang-up to it, and
     carries a title that ``ps`` shows.
 
     SIGKILL, because a stopped process does not act on SIGTERM.
@@ -42,7 +43,8 @@ def settle(role: str, parent_pid: int) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent_pid:
         raise OrphanedError(f"process {parent_pid} is gone")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     set_title(role)
 
 

@@ -15,6 +15,7 @@ import sys
 import termios
 from pathlib import Path
 
+import pytest
 from instance import by_symbol, read_avro
 from sim import Sim, wait_until
 
@@ -92,10 +93,13 @@ def test_wrong_arguments_have_status_2(tmp_path: Path) -> None:
         assert "usage: feedmono" in result.stderr
 
 
-def test_tail_of_an_unknown_exchange_names_those_there_are(tmp_path: Path) -> None:
+def test_tail_of_an_unknown_exchange_or_symbol_names_those_there_are(tmp_path: Path) -> None:
     result = feedmono(tmp_path, "tail", "coinbase")
     assert result.returncode == 2
     assert "binance, kraken" in result.stderr
+    result = feedmono(tmp_path, "tail", "kraken", "XBT/USD")
+    assert result.returncode == 2
+    assert "BTC/USD, ETH/USD" in result.stderr
 
 
 def test_check_online_says_what_answers_and_fails_if_something_does_not(tmp_path: Path) -> None:
@@ -138,7 +142,8 @@ def test_closed_standard_streams_do_not_keep_it_from_starting(tmp_path: Path) ->
     assert list((tmp_path / "data/demo/binance").glob("trades-*.avro"))
 
 
-def test_with_a_terminal_a_live_table_is_shown_below_the_log(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_with_a_terminal_a_live_table_is_shown_below_the_log(tmp_path: Path, number: int) -> None:
     screen_fd, terminal_fd = pty.openpty()
     fcntl.ioctl(terminal_fd, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     process = subprocess.Popen(
@@ -163,7 +168,7 @@ def test_with_a_terminal_a_live_table_is_shown_below_the_log(tmp_path: Path) -> 
         flowing = re.compile(rb"binance +.{0,9}flowing.{0,9} +\d+\.\d")
         wait_until(read, lambda text: flowing.search(text) is not None)
         assert b"subscribed" in shown
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         wait_until(lambda: (read(), process.poll())[1], lambda status: status is not None)
         assert process.returncode == 0
         wait_until(read, lambda text: b"fastavro" in text)

@@ -27,7 +27,7 @@ PART = ".part"
 BLOCK_BYTES = 256 << 10
 """A block is written when its records are so long, before compression."""
 
-MAX_UNSYNCED_BYTES = 16 << 20
+MAX_UNSYNCED_BYTES = 2 << 20
 """Writers sync at the latest after so many bytes of a file: recovery looks closely at so many."""
 
 # A block holds BLOCK_BYTES and one entry more, whose frame the configuration limits: far less.
