@@ -146,7 +146,7 @@ def setting(kind: str, value: object) -> Setting:
     if kind not in KINDS:
         near = difflib.get_close_matches(kind, KINDS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown fault {kind!r}{hint} Known: {', '.join(KINDS)}")
+        raise ValueError(f"unknown fault {kind!r}{hint or '.'} Known: {', '.join(KINDS)}")
     if value is None or isinstance(value, bool):
         value = "false" if value is False else "true"
     text = str(value)
