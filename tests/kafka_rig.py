@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 from broker import Kafka, MockKafka, MockRegistry, Registry, eventually, free_port
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
@@ -165,16 +166,36 @@ class Bench:
         entries: Sequence[Entry],
         limit_s: float = 60.0,
         meanwhile: Callable[[int], None] = lambda _: None,
+        window: int = 1_000_000,
     ) -> None:
-        """Hands over *entries* and polls until all are acknowledged. *meanwhile* gets the
-        acknowledged position after each poll."""
+        """Hands over *entries* and polls until all are acknowledged.
+
+        :param meanwhile: gets the acknowledged position after each poll; `handed` tells how many
+            entries are out by then.
+        :param window: how many may be out and not acknowledged.
+        """
         deadline = time.monotonic() + limit_s
-        handed = 0
+        self.handed = 0
         while (done := self.sink.poll(0.005) or 0) != entries[-1].end:
             meanwhile(done)
             assert done < entries[-1].end
             assert time.monotonic() < deadline, f"{done} acknowledged; {self.sink.trouble}"
-            handed += self.sink.write(entries[handed : handed + 500])
+            room = min(500, done + window - self.handed)
+            self.handed += self.sink.write(entries[self.handed : self.handed + room])
+
+    def wait_gone(self, topic: str) -> None:
+        """Waits until the broker neither lists the topic nor serves any of its partitions."""
+        admin = self.kafka.admin()
+        eventually(lambda: topic not in admin.list_topics(timeout=10).topics, 20, f"{topic} gone")
+        consumer = Consumer(
+            {"bootstrap.servers": self.kafka.bootstrap_servers, "group.id": "observer"}
+        )
+        try:
+            for partition in range(PARTITIONS):
+                with pytest.raises(KafkaException):
+                    consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=1)
+        finally:
+            consumer.close()
 
     def raw_values(self) -> list[bytes]:
         return [record.value for record in read_topic(self.kafka, self.raw)]

@@ -276,23 +276,25 @@ def test_copies_are_bounded_in_bytes_and_number(tmp_path: Path) -> None:
 def test_a_topic_deleted_under_load_is_made_again_and_gets_what_waited(real_bench: Bench) -> None:
     bench = real_bench.open()
     entries = [entry(i) for i in range(30_000)]
-    gone_at: list[int] = []
+    safe_from: list[int] = []
 
     def delete(acknowledged: int) -> None:
-        time.sleep(0.002)
-        if acknowledged > 3000 and not gone_at:
+        if acknowledged > 3000 and not safe_from:
             for future in admin.delete_topics([bench.trades]).values():
                 future.result(10)
-            gone_at.append(bench.sink.poll(0) or 0)
+            bench.wait_gone(bench.trades)
+            safe_from.append(bench.handed)
 
     admin = bench.kafka.admin()
-    bench.deliver(entries, meanwhile=delete)
-    assert gone_at
-    assert gone_at[0] < 25_000
+    bench.deliver(entries, meanwhile=delete, window=2000)
+    assert safe_from
+    assert 3000 < safe_from[0] < 10_000
     stored = Counter(bench.trade_bodies())
-    missing = [e.end for e in entries if stored[e.trades[0].body] != 1]
-    # A thousand may be acknowledged before the deletion is and go with the topic.
-    assert not missing or max(missing) <= gone_at[0] + 1000
+    # What the broker took before the topic was gone may be gone with it; nothing else is.
+    assert [stored[e.trades[0].body] for e in entries[safe_from[0] :]] == [1] * (
+        len(entries) - safe_from[0]
+    )
+    assert set(stored.values()) == {1}
     assert Counter(bench.raw_values()) == Counter(payloads(entries))
     assert len(admin.list_topics(timeout=10).topics[bench.trades].partitions) == PARTITIONS
 

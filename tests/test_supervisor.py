@@ -189,6 +189,8 @@ def test_files_go_to_new_folders_when_theirs_was_renamed_while_no_file_was_open(
     ):
         feedmono.wait(lambda s: s[0]["delivered"] > 100)
         sim.fault("pause", True)
+        sent = sum(totals["sent"] for totals in sim.state()["symbols"].values())
+        feedmono.wait_trades("kraken", sent)
         wait_until(lambda: list(feedmono.data.rglob("*.part")), lambda parts: not parts)
         feedmono.data.rename(tmp_path / "moved")
         sim.fault("pause", False)
