@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -97,8 +98,10 @@ class Instance:
             return []
         for exchange in content["exchanges"]:
             for role in ("reader_pid", "serializer_pid"):
-                if exchange[role] and psutil.pid_exists(exchange[role]):
-                    self._children.add(psutil.Process(exchange[role]))
+                # A worker that was killed may be gone by now.
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if exchange[role]:
+                        self._children.add(psutil.Process(exchange[role]))
         exchanges: list[dict[str, Any]] = content["exchanges"]
         return exchanges
 
@@ -108,7 +111,9 @@ class Instance:
 
         def running() -> list[int]:
             children = psutil.Process(self.pid).children()
-            return [c.pid for c in children if c.cmdline()[:1] == [f"feedmono: {title}"]]
+            with contextlib.suppress(psutil.NoSuchProcess):
+                return [c.pid for c in children if c.cmdline()[:1] == [f"feedmono: {title}"]]
+            return []
 
         found: list[int] = wait_until(running, bool)
         return found[0]
