@@ -322,7 +322,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def full(self) -> bool:
-        """Whether it has enough unsent bytes for now."""
+        """Whether it has as many unsent bytes as it should."""
         return self._full_since_s > 0.0 or len(self._queue) > _HIGH_BYTES
 
     def push(self, data: bytes) -> None:

@@ -29,7 +29,7 @@ class Listener(Protocol):
 
     @property
     def full(self) -> bool:
-        """Whether it has enough unsent bytes for now."""
+        """Whether it has as many unsent bytes as it should."""
         ...
 
     def push(self, data: bytes) -> None:
