@@ -17,6 +17,7 @@ from feedmono.config_text import Source, locate
 from feedmono.config_values import Mistake, parse_duration
 
 __all__ = [
+    "BackfillConfig",
     "Budget",
     "Config",
     "ConfigError",
@@ -69,6 +70,22 @@ class ConnectionsConfig:
     as long as its successors bring none either."""
     backoff_cap_s: float
     """The longest wait before a reconnect."""
+    max_age_s: float
+    """A connection this old is replaced by a successor that flows before it closes."""
+    redundancy: int
+    """On how many connections at once each symbol is subscribed."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackfillConfig:
+    """How far what was missed is fetched by REST."""
+
+    max_age_s: float
+    """Trades older than this, by the exchange's own clock, are not fetched; 0: none is."""
+    max_trades: int
+    """Of one hole, so many of the newest ids are asked for."""
+    confirm_after_s: float
+    """How long after REST first showed that it lacks an id a second look must confirm it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +130,13 @@ class Config:
     """How long a trade may wait for company."""
     stop_limit_s: float
     """How long an orderly stop may take before the workers are killed."""
+    coverage_interval_s: float
+    """How often a symbol's coverage is published at most while only its end moves."""
     sink: str
     """``files`` or ``kafka``."""
     exchanges: Mapping[str, ExchangeConfig]
     connections: ConnectionsConfig
+    backfill: BackfillConfig
     kafka: KafkaConfig
     files: FilesConfig
     log: LogConfig
@@ -336,6 +356,7 @@ def _config(layers: Layers, names: Sequence[str]) -> Config:
         window=value("window"),
         linger_s=value("linger"),
         stop_limit_s=value("stop_limit"),
+        coverage_interval_s=value("coverage_interval"),
         sink=value("sink"),
         exchanges={name: _exchange(layers, name) for name in names},
         connections=ConnectionsConfig(
@@ -343,6 +364,13 @@ def _config(layers: Layers, names: Sequence[str]) -> Config:
             silence_limit_s=value("connections.silence_limit"),
             stale_limit_s=value("connections.stale_limit"),
             backoff_cap_s=value("connections.backoff_cap"),
+            max_age_s=value("connections.max_age"),
+            redundancy=value("connections.redundancy"),
+        ),
+        backfill=BackfillConfig(
+            max_age_s=value("backfill.max_age"),
+            max_trades=value("backfill.max_trades"),
+            confirm_after_s=value("backfill.confirm_after"),
         ),
         kafka=KafkaConfig(
             bootstrap_servers=value("kafka.bootstrap_servers"),

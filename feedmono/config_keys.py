@@ -74,6 +74,7 @@ _GENERAL = (
     Key("window", Whole(1, 10_000_000), "FEEDMONO_WINDOW"),
     Key("linger", Duration("0", "1 m"), "FEEDMONO_LINGER"),
     Key("stop_limit", Duration("0", "1 h"), "FEEDMONO_STOP_LIMIT"),
+    Key("coverage_interval", Duration("100 ms", "1 h"), "FEEDMONO_COVERAGE_INTERVAL"),
     Key("sink", Choice(("files", "kafka")), "FEEDMONO_SINK"),
     Key("log.level", Choice(LEVELS), "FEEDMONO_LOG_LEVEL"),
     Key("log.format", Choice(FORMATS), "FEEDMONO_LOG_FORMAT"),
@@ -83,6 +84,11 @@ _GENERAL = (
     ),
     Key("connections.stale_limit", Duration("10 ms", "1 d"), "FEEDMONO_CONNECTIONS_STALE_LIMIT"),
     Key("connections.backoff_cap", Duration("1 ms", "1 h"), "FEEDMONO_CONNECTIONS_BACKOFF_CAP"),
+    Key("connections.max_age", Duration("100 ms", "31 d"), "FEEDMONO_CONNECTIONS_MAX_AGE"),
+    Key("connections.redundancy", Whole(1, 2), "FEEDMONO_CONNECTIONS_REDUNDANCY"),
+    Key("backfill.max_age", Duration("0", "366 d"), "FEEDMONO_BACKFILL_MAX_AGE"),
+    Key("backfill.max_trades", Whole(0, 1_000_000_000), "FEEDMONO_BACKFILL_MAX_TRADES"),
+    Key("backfill.confirm_after", Duration("0", "1 d"), "FEEDMONO_BACKFILL_CONFIRM_AFTER"),
 )
 
 # With the end of the variable's name, behind FEEDMONO_<NAME>_.

@@ -43,6 +43,12 @@ class Field(_FromZero):
     """Symbols that the exchange acknowledged on the open connections."""
     REFUSED = auto()
     """Symbols that it refused."""
+    ROTATIONS = auto()
+    """Connections that were replaced while they worked."""
+    PAGES = auto()
+    """Pages of past trades that were fetched by REST."""
+    PAGES_FAILED = auto()
+    """Requests for pages that brought none."""
 
     # Written by the serializer:
     TRADES = auto()
@@ -59,6 +65,26 @@ class Field(_FromZero):
     """When the last frame with a new trade came off its socket, Unix time."""
     SINK_READY = auto()
     """1 while the sink takes entries."""
+    HOLES = auto()
+    """Holes in a symbol's ids that were found."""
+    HOLE_TRADES = auto()
+    """How many ids were in them."""
+    HOLES_OPEN = auto()
+    """How many are open now."""
+    OPEN_TRADES = auto()
+    """How many ids are in these."""
+    BACKFILLED = auto()
+    """Trades that REST gave."""
+    LATE = auto()
+    """Trades that came late on the stream, into a hole."""
+    ABSENT = auto()
+    """Ids that the exchange itself does not have, by now."""
+    BEYOND = auto()
+    """Ids that are not asked for, by now: too old, or too many in one hole."""
+    PAGES_REFUSED = auto()
+    """REST pages that could not be what was asked for."""
+    LEDGER_ERRORS = auto()
+    """Commits of the ledger that failed."""
 
 
 class Histogram(_FromZero):

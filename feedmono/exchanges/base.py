@@ -48,6 +48,48 @@ class Limits:
     connections: int
     """How many connection attempts are allowed in `connections_window_s`, per address."""
     connections_window_s: float
+    connection_age_s: float
+    """How long a connection lives at most; ``math.inf`` where no document tells."""
+    rest_weight: int
+    """How much weight all REST requests of an address may have in `rest_window_s`."""
+    rest_window_s: float
+    metadata_weight: int
+    """Of one request for metadata."""
+    page_weight: int
+    """Of one request for a page of trades."""
+    page_rows: int
+    """How many trades a page has at most."""
+
+
+class Market(NamedTuple):
+    """What the exchange's metadata tells of a symbol."""
+
+    canonical: str
+    """``BTC/USDT``."""
+    rest_name: str
+    """How REST requests name it."""
+
+
+class PageRequest(NamedTuple):
+    """A wish for a page of past trades."""
+
+    symbol: str
+    first_id: int
+    """The id from which on they are wanted; known from the stream where there is one before."""
+    since_us: int
+    """When that trade was made, Unix time in microseconds."""
+    rows: int
+    """How many are enough."""
+    tail: bool
+    """Whether it is asked what came after `first_id`, rather than for a known hole."""
+
+
+class Refusal(NamedTuple):
+    """A REST answer that is an error although its status is 200."""
+
+    reason: str
+    limited: bool
+    """Whether it says that there were too many requests."""
 
 
 # --- Events: what a session tells its connection about a frame or about time gone by.
@@ -170,11 +212,36 @@ class Exchange(ABC):
         """
 
     @abstractmethod
-    def read_metadata(self, body: bytes) -> Mapping[str, str]:
-        """Symbol → canonical symbol (``BTC/USDT``) of every market in a metadata answer.
+    def read_metadata(self, body: bytes) -> Mapping[str, Market]:
+        """Every market in a metadata answer, by its symbol.
 
         :raises ValueError: the body is not such an answer.
         """
+
+    pages_by_id: ClassVar[bool]
+    """Whether a page can begin at an id; else it begins at a time, and ids follow from it."""
+    rest_headers: ClassVar[Mapping[str, str]] = {}
+    """Headers of each REST request."""
+
+    @abstractmethod
+    def page_path(self, request: PageRequest, rest_name: str) -> str:
+        """Path and query of the page that *request* wants, appended to ``rest_url``."""
+
+    @abstractmethod
+    def decode_page(self, symbol: str, body: bytes) -> Decoded:
+        """Every trade of a REST page, in its order, origin `BACKFILL`; none for an empty page.
+
+        :raises Undecodable: it is no such page. No other exception leaves it.
+        """
+
+    def refusal(self, body: bytes) -> Refusal | None:
+        """Whether a body with status 200 is an error. Cheap, never raises."""
+        return None
+
+    def used_weight(self, headers: Mapping[str, str]) -> int | None:
+        """What an answer's headers (names in lower case) tell of the weight that all programs
+        behind this address have used in the current window; None if they don't."""
+        return None
 
 
 def excerpt(message: bytes) -> str:

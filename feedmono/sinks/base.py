@@ -61,6 +61,41 @@ class Entry(NamedTuple):
     dead: DeadLetter | None = None
 
 
+class Hole(NamedTuple):
+    """Ids of a symbol that were not delivered."""
+
+    first_id: int
+    last_id: int
+    cause: str
+    """``down``, ``disconnect``, ``ring full``, ``exchange``, ``dead``, ``damage``, …"""
+    since_us: int
+    """When the trade before it was made; Unix time in microseconds."""
+
+
+class Coverage(NamedTuple):
+    """What of a symbol is stored for good (``schemas/coverage.avsc``)."""
+
+    symbol: str
+    epoch: int
+    """Counts how often the exchange has begun the symbol's ids anew."""
+    from_id: int
+    to_id: int
+    """Every id from `from_id` to `to_id` is stored but for those below."""
+    open_holes: Sequence[Hole]
+    """Still being asked for; the oldest 100."""
+    open_trades: int
+    """How many ids all open holes have together."""
+    absent_trades: int
+    """Ids that the exchange itself does not have."""
+    beyond_trades: int
+    """Ids that are not asked for (too old, too many at once)."""
+    as_of_us: int
+    """The exchange's time of the newest trade in it; Unix time in microseconds."""
+
+
+MAX_COVERAGE_HOLES = 100
+
+
 @dataclass(slots=True)
 class SinkStats:
     """What a sink counts for the operator, since it was made."""
@@ -72,9 +107,12 @@ class SinkStats:
 
 class Sink(ABC):
     """A place where trades are kept. Used by one thread of one process; created after the
-    fork, in the process that uses it."""
+    fork, in the process that uses it, with the mark of its predecessor (None: unknown)."""
 
     stats: SinkStats
+    refused: list[tuple[int, int]]
+    """Trades that are stored as dead letters only: (`Entry.end`, index in `Entry.trades`), told
+    before that end is acknowledged. The caller takes them out."""
 
     @abstractmethod
     def open(self) -> bool:
@@ -105,6 +143,24 @@ class Sink(ABC):
     def flush(self) -> None:
         """Asks for all that was taken to be stored without waiting for company; `poll` then
         tells when it is."""
+
+    @abstractmethod
+    def cover(self, coverages: Sequence[Coverage]) -> None:
+        """Takes what is complete by now, one per symbol; the newest of a symbol counts. Stored
+        without a promise: what does not arrive is followed by a newer one. Never blocks."""
+
+    @abstractmethod
+    def mark(self) -> Mapping[str, int]:
+        """What a successor must know to go on exactly behind what is acknowledged now: kept in
+        the same transaction as the acknowledged position. At most a few small items."""
+
+    @abstractmethod
+    def settle(self) -> None:
+        """The mark that was taken last, and everything acknowledged by then, is committed: a
+        crash does not fall behind it any more. Finished files may be published, for example.
+
+        :raises SinkFailed: see there.
+        """
 
     @abstractmethod
     def close(self) -> None:
