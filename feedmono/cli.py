@@ -6,11 +6,12 @@ Exit status: 0 done or stopped in order, 1 failed, 2 wrong arguments or configur
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -75,6 +76,23 @@ def _parser() -> argparse.ArgumentParser:
     tail.add_argument("exchange", nargs="?", metavar="EXCHANGE", help="only this one's")
     tail.add_argument("symbol", nargs="?", metavar="SYMBOL", help="as the exchange has it")
     tail.add_argument("--format", choices=("text", "json"), default="text")
+
+    ledger = _command(commands, "ledger", _ledger, "what is delivered, and what is missing")
+    ledger.add_argument("exchange", nargs="?", metavar="EXCHANGE", help="only this one's")
+    ledger.add_argument("symbol", nargs="?", metavar="SYMBOL", help="with its holes and fills")
+    ledger.add_argument("--format", choices=("table", "json"), default="table")
+
+    verify = _command(
+        commands, "verify", _verify, "read the sink back and hold it against the ledger"
+    )
+    verify.add_argument("exchange", nargs="?", metavar="EXCHANGE", help="only this one's")
+    verify.add_argument("symbol", nargs="?", metavar="SYMBOL", help="as the exchange has it")
+    verify.add_argument("--format", choices=("table", "json"), default="table")
+    verify.add_argument(
+        "--retained",
+        action="store_true",
+        help="what is older than all that is stored was removed, and is not missing",
+    )
 
     sim = commands.add_parser(
         "sim", help="a stand-in exchange on a loopback port", description="A stand-in exchange."
@@ -217,24 +235,115 @@ def _tail(args: argparse.Namespace) -> int:
     from feedmono import tail  # noqa: PLC0415
 
     config = _load(args).config
-    known = [e.name for e in config.enabled_exchanges]
-    if args.exchange is not None and args.exchange not in known:
-        print(
-            f"feedmono: no exchange {args.exchange!r} is enabled; there are {', '.join(known)}",
-            file=sys.stderr,
-        )
-        return 2
-    wanted = [args.exchange] if args.exchange else known
-    symbols = [s for name in wanted for s in config.exchanges[name].symbols]
-    if args.symbol is not None and args.symbol not in symbols:
-        print(
-            f"feedmono: {args.exchange} has no symbol {args.symbol!r}; there are "
-            f"{', '.join(symbols)}",
-            file=sys.stderr,
-        )
+    if (wanted := _wanted(args, config)) is None:
         return 2
     show = tail.as_json if args.format == "json" else tail.as_text
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for trade in tail.follow(config, wanted, args.symbol):
         print(show(trade), flush=True)
     return 0
+
+
+def _wanted(
+    args: argparse.Namespace, config: Config, stored: Collection[str] = ()
+) -> list[str] | None:
+    """The exchanges that are asked for; None, and a message, if they or the symbol can't be.
+
+    :param stored: symbols that may be asked for though they are not configured any more.
+    """
+    known = [e.name for e in config.enabled_exchanges]
+    if args.exchange is not None and args.exchange not in known:
+        print(
+            f"feedmono: no exchange {args.exchange!r} is enabled; there are {', '.join(known)}",
+            file=sys.stderr,
+        )
+        return None
+    wanted = [args.exchange] if args.exchange else known
+    symbols = [s for name in wanted for s in config.exchanges[name].symbols]
+    symbols += [s for s in stored if s not in symbols]
+    if args.symbol is not None and args.symbol not in symbols:
+        print(
+            f"feedmono: {args.exchange} has no symbol {args.symbol!r}; there are "
+            f"{', '.join(symbols)}",
+            file=sys.stderr,
+        )
+        return None
+    return wanted
+
+
+def _fail(message: object) -> int:
+    print(f"feedmono: {message}", file=sys.stderr)
+    return 1
+
+
+def _ledger(args: argparse.Namespace) -> int:
+    from feedmono import ledger_table  # noqa: PLC0415
+    from feedmono.ledger import LedgerError  # noqa: PLC0415
+
+    config = _load(args).config
+    names = [e.name for e in config.enabled_exchanges if args.exchange in (None, e.name)]
+    try:
+        looks = [look for name in names if (look := ledger_table.look(config, name)) is not None]
+    except LedgerError as error:
+        return _fail(error)
+    stored = [symbol for look in looks for symbol in look.content.symbols]
+    if _wanted(args, config, stored) is None:
+        return 2
+    there = [look.exchange for look in looks]
+    if absent := [name for name in names if name not in there]:
+        _fail(ledger_table.no_ledger(config, ", ".join(absent)))
+    if not looks:
+        return 1
+    if args.symbol is not None:
+        if args.symbol not in stored:
+            return _fail(f"no trade of {args.exchange} {args.symbol} was delivered yet")
+        looks = [looks[0].only(args.symbol)]
+    if args.format == "json":
+        print(ledger_table.to_json(looks))
+    elif args.symbol is not None:
+        print(ledger_table.render_symbol(looks[0], args.symbol))
+    else:
+        print(ledger_table.render(looks))
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from feedmono import ledger_table, verify  # noqa: PLC0415
+
+    config = _load(args).config
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    results: list[verify.Result] = []
+    failed = False
+    try:
+        stored = ledger_table.look(config, args.exchange) if args.symbol is not None else None
+        wanted = _wanted(args, config, stored.content.symbols if stored else ())
+    except verify.troubles(config) as error:
+        return _fail(error)
+    if wanted is None:
+        return 2
+    for name in wanted:
+        try:
+            verifier = verify.prepare(config, name, args.symbol, args.retained)
+            with _progress(name, verifier.total()) as advance:
+                results.append(verifier.run(advance))
+        except verify.troubles(config) as error:
+            failed = bool(_fail(error))
+        except KeyboardInterrupt:
+            return _fail("stopped before the end: nothing is verified")
+    if results:
+        print((verify.to_json if args.format == "json" else verify.render)(results))
+    return 1 if failed or any(result.found for result in results) else 0
+
+
+@contextlib.contextmanager
+def _progress(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error, if that is a terminal; tell it how much more is done."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import Progress  # noqa: PLC0415
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(name, total=total)
+        yield lambda count: progress.advance(task, count)

@@ -1,10 +1,11 @@
-"""One WebSocket to an exchange: opened, read in bulk, watched, and replaced when it ends.
+"""One WebSocket to an exchange: opened, read in bulk, watched, and opened again when it ends.
 
 websocket-client makes the connection (TLS, proxies, handshake). Then its socket is taken over:
 whatever has arrived is read at once, cut by `framing` and handed on in batches: 0.7 µs of CPU a
 frame of 180 bytes, where the library's ``recv_data`` takes 15 and its ``recv``, which checks
 UTF-8 in Python, 60. Reads downward like the life of a connection:
-wait for the turn, open, flow, end.
+wait for the turn, open, flow, end. Before it is to end it says so, and goes on: its successor
+is another `Connection`, see `feedmono.slots`.
 
 An operator's own certificate authority is added by OpenSSL's variables ``SSL_CERT_FILE`` or
 ``SSL_CERT_DIR``, a proxy by ``https_proxy``, ``http_proxy`` and ``no_proxy``.
@@ -16,6 +17,7 @@ import contextlib
 import math
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +31,7 @@ from feedmono import framing
 from feedmono.config import ConnectionsConfig
 from feedmono.exchanges import base
 from feedmono.exchanges.base import Exchange, Session
-from feedmono.limiter import AttemptLimiter, Backoff
+from feedmono.limiter import AttemptLimiter, Backoff, steady_time
 from feedmono.log import Log
 from feedmono.watch import Watch
 from feedmono.wire import READ_BYTES, WAIT_LIMIT_S, Ended, Opening, Wake, Wire
@@ -45,6 +47,15 @@ PONG_INTERVAL_S = 0.5
 it the address is banned) must not be provoked by a storm of its own pings."""
 RETRY_S = 0.01
 """How often a full ring is asked again."""
+READY_AFTER_S = 10.0
+"""How long after the last answer a connection without trades counts as one that would bring
+them."""
+AGE_SHARE = 0.95
+"""Of the age at which the exchange ends a connection: when it is to be replaced at the latest."""
+AGE_JITTER = 0.05
+"""By what share it may be replaced earlier, so that not all are at the same moment."""
+AGE, SHUTDOWN, MAINTENANCE = "age", "shutdown", "maintenance"
+"""Why a connection is to be replaced."""
 
 # Asked for before connecting, so that the window scale fits. With the kernel's own 128 KiB a
 # reader that is busy elsewhere holds 250 KB of small frames, with 4 MiB 1.8 MB (Linux 6.18,
@@ -91,12 +102,21 @@ class Report(Protocol):
         whether trades were among them."""
 
     def reconnect(self, number: int, reason: str) -> None:
-        """A connection, or an attempt at one, ended without `stop`; another will follow.
+        """A connection, or an attempt at one, ended without `stop` or `retire`; another will
+        follow, unless `make_last` forbids.
 
         *reason*: ``unreachable``, ``tls``, ``http <status>``, ``handshake``, ``lost``,
-        ``closed <code>``, ``silent``, ``stale``, ``unanswered``, ``shutdown``, ``unsent``,
-        ``too large``, ``protocol error``.
+        ``closed <code>``, ``silent``, ``stale``, ``unanswered``, ``unsent``, ``too large``,
+        ``protocol error``. The state before was `SUBSCRIBING` or `FLOWING` if it was open.
         """
+
+    def aging(self, number: int, reason: str) -> None:
+        """The connection will end before long and is to be replaced; it goes on until `retire`.
+        Once per connection made. *reason*: `AGE`, `SHUTDOWN`, `MAINTENANCE`."""
+
+    def ready(self, number: int) -> None:
+        """Every symbol is answered, and data came or `READY_AFTER_S` passed: no predecessor is
+        needed any more. Once per connection made."""
 
     def subscribed(self, number: int, symbol: str) -> None:
         """The exchange acknowledged the symbol, on this connection."""
@@ -106,6 +126,9 @@ class Report(Protocol):
 
     def unknown(self, number: int, reason: str) -> None:
         """A message that the exchange is not known to send; it was delivered all the same."""
+
+    def full(self, number: int) -> None:
+        """The ring has no room: the socket is not read until `blocked` is told."""
 
     def blocked(self, number: int, seconds: float) -> None:
         """The ring had no room for so long, and the socket was not read; it is over now."""
@@ -122,9 +145,20 @@ class _Life:
     session: Session
     cutter: framing.FrameCutter
     opened_s: float
+    old_s: float
+    """When it is to be replaced."""
     frames: int = 0
-    answered: bool = False
-    """No symbol was pending any more, and that was logged."""
+    has_data: bool = False
+    answered_s: float = math.inf
+    """When no symbol was pending any more."""
+    aging: bool = False
+    """It was told that it is to be replaced,"""
+    ready: bool = False
+    """and that it needs no predecessor."""
+    trading: bool = False
+    """What the exchange said last."""
+    blocked_s: float = 0.0
+    """For how long the ring had no room."""
     refused: set[str] = field(default_factory=set)
     pong: bytes | None = None
     """The payload of the last ping, while it is to be answered."""
@@ -132,9 +166,18 @@ class _Life:
     ended: Ended | None = None
     """Why it will end, once the batch at hand is delivered."""
 
+    @property
+    def ready_s(self) -> float:
+        """When it needs no predecessor any more, as it looks now."""
+        return self.answered_s + (0.0 if self.has_data else READY_AFTER_S)
+
+    def next_s(self) -> float:
+        """When there is something to tell."""
+        return min(math.inf if self.ready else self.ready_s, math.inf if self.aging else self.old_s)
+
 
 class Connection:
-    """Keeps one connection to *exchange* for *symbols*, until `stop`.
+    """Keeps one connection to *exchange* for *symbols*, until `stop` or `retire`.
 
     Everything that may carry a trade is delivered, in order, each batch stamped with the time of
     its read; so is whatever is not understood. Only what the session knows as control (acks,
@@ -154,11 +197,13 @@ class Connection:
         log: Log,
         *,
         random: Random,
+        delay_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """:param number: of the connection within the exchange; stands in each ring record.
         :param ws_url: scheme, host, port; the session appends the path.
         :param limiter: shared by all connections of the exchange.
+        :param delay_s: how long the first attempt waits.
         """
         self.number = number
         self._exchange = exchange
@@ -169,8 +214,12 @@ class Connection:
         self._deliver = deliver
         self._report = report
         self._log = log.bind(connection=number)
+        self._random = random
+        self._delay_s = delay_s
         self._clock = clock
         self._wake = Wake()
+        self._stopped = threading.Event()
+        self._last = False
         self._backoff = Backoff(limits.backoff_cap_s, random)
         self._watch = Watch(limits.silence_limit_s, limits.stale_limit_s)
         self._buffer = memoryview(bytearray(READ_BYTES))
@@ -181,10 +230,23 @@ class Connection:
     def stop(self) -> None:
         """Ends `run` soon, from any thread: at once while it waits or connects, else after an
         orderly close of at most `FAREWELL_LIMIT_S`."""
+        self._stopped.set()
+        self._wake.set()
+
+    def make_last(self) -> None:
+        """From any thread: a successor is on its way, so when this connection ends it is not
+        opened again."""
+        self._last = True
+
+    def retire(self) -> None:
+        """As `stop`, but nothing that was received is given up: where the ring is full it waits
+        for room."""
+        self._last = True
         self._wake.set()
 
     def run(self) -> None:
-        """The thread's life: connect, flow, reconnect, until `stop`.
+        """The thread's life: connect, flow, reconnect, until `stop`, `retire` or the end that
+        `make_last` made the last.
 
         What goes wrong with the network or the exchange is logged, reported and tried again. Any
         other exception (the ring's, a bug's) leaves it: the process can't go on capturing.
@@ -200,6 +262,8 @@ class Connection:
                     if self._wake.is_set:
                         return
                     self._report.reconnect(self.number, ended.reason)
+                    if self._last:
+                        return
                 first = False
         finally:
             self._enter(State.STOPPED)
@@ -209,15 +273,16 @@ class Connection:
 
     def _wait_for_turn(self, first: bool) -> None:
         """Until the backoff is over and the exchange's limit has room."""
-        wait_s = 0.0 if first else self._backoff.next_s()
+        wait_s = self._delay_s if first else self._backoff.next_s()
         if wait_s:
             self._enter(State.WAITING)
-            self._log.info("waiting before reconnect", seconds=round(wait_s, 3))
+            what = "waiting before connecting" if first else "waiting before reconnect"
+            self._log.info(what, seconds=round(wait_s, 3))
         told = False
         while True:
             if self._wake.wait(wait_s):
                 raise Ended("stopped")
-            wait_s = self._limiter.reserve(time.time())
+            wait_s = self._limiter.reserve(steady_time())
             if wait_s == 0.0:
                 return
             self._enter(State.WAITING)
@@ -237,7 +302,7 @@ class Connection:
         with contextlib.closing(wire):
             now = self._clock()
             cutter = framing.FrameCutter(self._limits.frame_limit_bytes)
-            life = _Life(wire, session, cutter, now)
+            life = _Life(wire, session, cutter, now, now + self._age_limit_s())
             self._watch.open(now)
             self._enter(State.SUBSCRIBING)
             self._log.info("connected", url=self._ws_url, peer=wire.peer)
@@ -252,6 +317,11 @@ class Connection:
                     frames=life.frames,
                 )
                 raise
+
+    def _age_limit_s(self) -> float:
+        """After how long it is to be replaced."""
+        limit_s = min(self._limits.max_age_s, AGE_SHARE * self._exchange.limits.connection_age_s)
+        return limit_s * (1.0 - AGE_JITTER * self._random.random())
 
     def _open(self, url: str) -> socket.socket:
         """A socket on which the WebSocket handshake is done; nothing behind it was read, as the
@@ -278,7 +348,7 @@ class Connection:
             ended = _refusal(error)
             hold_s = _retry_after_s(error)
             if hold_s:
-                self._limiter.hold(time.time(), hold_s)
+                self._limiter.hold(steady_time(), hold_s)
             self._log_end("not connected", ended)
             raise ended from error
 
@@ -294,7 +364,7 @@ class Connection:
                 self._send_due(life, now)
             if watch.ping_due(now):
                 wire.send(framing.PING, b"", SEND_LIMIT_S, self._wake)
-            until = min(session.next_poll_s(), watch.next_s())
+            until = min(session.next_poll_s(), watch.next_s(), life.next_s())
             if life.pong is not None:
                 self._send_pong(life, now)
                 until = min(until, life.pong_after_s)
@@ -309,6 +379,18 @@ class Connection:
             if watch.is_stale(now):
                 limit_s = watch.gone_stale()
                 raise Ended("stale", f"no trade for {limit_s:g} s", code=framing.NORMAL, drain=True)
+            if not life.ready and now >= life.ready_s:
+                life.ready = True
+                self._report.ready(self.number)
+            if not life.aging and now >= life.old_s:
+                self._age(life, AGE, f"{now - life.opened_s:.0f} s")
+
+    def _age(self, life: _Life, reason: str, detail: str) -> None:
+        """Tells once that it is to be replaced."""
+        if not life.aging:
+            life.aging = True
+            self._log.info("to be replaced", reason=reason, detail=detail)
+            self._report.aging(self.number, reason)
 
     def _send_due(self, life: _Life, now: float) -> None:
         """Sends what the session wants sent by now."""
@@ -317,7 +399,7 @@ class Connection:
             life.wire.send(framing.TEXT, message.encode(), SEND_LIMIT_S, self._wake)
         for event in events:
             self._handle(life, event, now)
-        self._note_answers(life)
+        self._note_answers(life, now)
         self._raise_end(life)
 
     def _read(self, life: _Life, now: float) -> None:
@@ -357,6 +439,7 @@ class Connection:
         if not all(map(is_data, messages)):
             messages, has_data = self._sort(life, messages, now)
         if has_data:
+            life.has_data = True
             self._watch.data(now)
             self._backoff.reset()
             self._enter(State.FLOWING)
@@ -384,7 +467,7 @@ class Connection:
                     self._handle(life, event, now)
             if keep:
                 kept.append(message)
-        self._note_answers(life)
+        self._note_answers(life, now)
         return kept, has_data
 
     def _take_rare(
@@ -436,25 +519,28 @@ class Connection:
             return
         since = self._clock()
         told = False
+        self._report.full(self.number)
         while taken < len(frames):
             frames = frames[taken:]
-            if self._wake.wait(RETRY_S):
-                taken = self._deliver(frames, self.number, received_ns, binary)
-                break
+            stopped = self._stopped.wait(RETRY_S)
             taken = self._deliver(frames, self.number, received_ns, binary)
+            if stopped:
+                break
             if not told and self._clock() - since >= _LOG_BLOCKED_AFTER_S:
                 told = True
                 self._log.warning("the ring is full: not reading")
         seconds = self._clock() - since
-        self._report.blocked(self.number, seconds)
+        life.blocked_s += seconds
         self._watch.forgive(self._clock())
-        if told:
-            self._log.info("reading again", blocked_s=round(seconds, 3))
         if taken < len(frames):
             # What would follow on the wire has no room either.
             life.ended = Ended("stopped", code=framing.NORMAL)
             self._report.lost(self.number, len(frames) - taken)
             self._log.warning("stopped while the ring was full", lost=len(frames) - taken)
+            return
+        self._report.blocked(self.number, seconds)
+        if told:
+            self._log.info("reading again", blocked_s=round(seconds, 3))
 
     # --- What the exchange says.
 
@@ -477,20 +563,21 @@ class Connection:
                     "unanswered", detail, code=framing.NORMAL, drain=True
                 )
             case base.Shutdown(reason):
-                life.ended = life.ended or Ended(
-                    "shutdown", reason[:200], code=framing.NORMAL, drain=True
-                )
+                self._age(life, SHUTDOWN, reason[:200])
             case base.SystemStatus(status, trading):
                 self._watch.set_trading(trading, now)
                 if status != self._status:
                     self._status = status
                     self._log.info("status of the exchange", status=status, trading=trading)
+                if life.trading and not trading:
+                    self._age(life, MAINTENANCE, status)
+                life.trading = trading
 
-    def _note_answers(self, life: _Life) -> None:
+    def _note_answers(self, life: _Life, now: float) -> None:
         """Once per connection: every symbol is answered."""
-        if life.answered or life.session.pending:
+        if life.answered_s < math.inf or life.session.pending:
             return
-        life.answered = True
+        life.answered_s = now
         asked, refused = len(self._symbols), len(life.refused)
         if refused == asked:
             # Another connection would be refused as well; this one stays, to be told of a
@@ -508,15 +595,18 @@ class Connection:
     # --- The end.
 
     def _say_farewell(self, life: _Life, ended: Ended) -> None:
-        """Closes in order, within `FAREWELL_LIMIT_S`. What the peer sent before its own close
-        frame is still taken, so that a stop leaves nothing behind on the wire."""
+        """Closes in order, within `FAREWELL_LIMIT_S` and the time that the ring is full. What the
+        peer sent before its own close frame is still taken, so that a stop leaves nothing behind
+        on the wire."""
         if ended.code is None:
             return
         until = self._clock() + FAREWELL_LIMIT_S
         try:
             life.wire.send_close(ended.code, FAREWELL_LIMIT_S)
             while ended.drain and life.wire.wait(until - self._clock(), None):
+                blocked_s = life.blocked_s
                 self._read(life, self._clock())
+                until += life.blocked_s - blocked_s
                 if self._clock() >= until:
                     break
         except Ended:
@@ -524,7 +614,8 @@ class Connection:
 
     def _log_end(self, event: str, ended: Ended, **fields: object) -> None:
         if self._wake.is_set:
-            self._log.info(event, reason="stopped", **fields)
+            reason = "stopped" if self._stopped.is_set() else "replaced"
+            self._log.info(event, reason=reason, **fields)
         else:
             self._log.warning(event, reason=ended.reason, detail=ended.detail, **fields)
 

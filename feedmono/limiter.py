@@ -11,6 +11,7 @@ import json
 import math
 import os
 import threading
+import time
 from collections import deque
 from pathlib import Path
 from random import Random
@@ -24,6 +25,13 @@ MAX_HOLD_S = 3 * 86_400.0
 """The longest that `AttemptLimiter.hold` keeps still. Binance bans for 3 days at most."""
 
 _FILE_LIMIT_BYTES = 1 << 20
+_STARTED_S = time.time() - time.monotonic()
+
+
+def steady_time() -> float:
+    """Unix time in seconds as it was when the process started, and what has passed since: a
+    wall clock that is set while it runs lengthens or shortens no wait."""
+    return _STARTED_S + time.monotonic()
 
 
 class AttemptLimiter:

@@ -53,8 +53,6 @@ class _Line:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._writable = select.poll()
-        self._writable.register(fd, select.POLLOUT)
 
     def msg(self, message: str) -> None:
         data = message.encode("utf-8", "backslashreplace")
@@ -62,7 +60,10 @@ class _Line:
             data = data[: _LINE_BYTES - 5] + b" ..."
         # Of a pipe it says that a whole line fits (PIPE_BUF); nobody may listen any more.
         with contextlib.suppress(OSError):
-            if self._writable.poll(0):
+            # One of its own: a poll object that two threads use at once raises.
+            writable = select.poll()
+            writable.register(self._fd, select.POLLOUT)
+            if writable.poll(0):
                 os.write(self._fd, data + b"\n")
 
     debug = info = warning = error = msg

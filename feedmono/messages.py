@@ -13,6 +13,8 @@ from typing import Final
 
 from feedmono.exchanges.base import PageRequest
 
+Event = Mapping[str, object]
+
 READER: Final = "reader"
 """A reader process has started: no request from before will be answered."""
 CONNECTED: Final = "connected"
@@ -36,7 +38,7 @@ def event(kind: str, **fields: object) -> bytes:
     return json.dumps({"event": kind, **fields}, ensure_ascii=False).encode("utf-8", "replace")
 
 
-def read_event(payload: bytes) -> Mapping[str, object]:
+def read_event(payload: bytes) -> Event:
     """What `event` made; empty if it can't be read (another version wrote it)."""
     try:
         content = json.loads(payload)

@@ -1,4 +1,5 @@
-"""Canonical symbols: fetched by the reader process, cached in a file, read by the serializer.
+"""Canonical symbols and REST names: fetched by the reader process, cached in a file, read by the
+serializer and by the reader.
 
 The exchange's own metadata is their only source, beside what the operator names in the
 configuration: a symbol is never cut into base and quote.
@@ -6,14 +7,16 @@ configuration: a symbol is never cut into base and quote.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from feedmono import rest
 from feedmono.config import ExchangeConfig
-from feedmono.exchanges.base import Exchange
+from feedmono.exchanges.base import Exchange, Market
 from feedmono.log import Log
+from feedmono.pace import LIMITED_S, RestPace
 from feedmono.workers import publish, published
 
 _REFRESH_S = 24 * 3600.0
@@ -79,10 +82,20 @@ class CanonicalSymbols:
         )
 
 
+def rest_names(path: Path) -> Mapping[str, str]:
+    """Symbol → its name in REST requests, as published at *path*; empty if nothing is."""
+    content = published(path)
+    names = content.get("rest") if content else None
+    if not isinstance(names, dict):
+        return {}
+    return {symbol: name for symbol, name in names.items() if isinstance(name, str)}
+
+
 def keep_fetched(
     exchange: Exchange,
     config: ExchangeConfig,
     path: Path,
+    pace: RestPace,
     wait: Callable[[float], bool],
     unlisted: Callable[[Sequence[str]], None],
     log: Log,
@@ -90,33 +103,72 @@ def keep_fetched(
     """Fetches the metadata at once and then daily, and publishes it at *path*. Tries again with
     growing waits, for ever.
 
+    :param pace: the exchange's, shared with all that ask it.
     :param wait: waits so many seconds; True when it is time to end.
     :param unlisted: is told the configured symbols that the exchange does not list.
     """
+    client = rest.RestClient(config.rest_url, exchange.rest_headers)
     retry_s = _FIRST_RETRY_S
-    while True:
+    while _granted(exchange, pace, wait):
         pause_s = _REFRESH_S
         try:
-            symbols = exchange.read_metadata(rest.get(config.rest_url + exchange.metadata_path))
+            # Closed each time: nobody keeps a connection for a day.
+            with contextlib.closing(client):
+                markets = _fetched(exchange, client, pace)
             asked = config.symbols
-            content = {"fetched_at": int(time.time()), "symbols": dict(symbols), "asked": asked}
+            content = {
+                "fetched_at": int(time.time()),
+                "symbols": {symbol: market.canonical for symbol, market in markets.items()},
+                "rest": {symbol: market.rest_name for symbol, market in markets.items()},
+                "asked": asked,
+            }
             publish(path, content)
-            log.info("metadata fetched", symbols=len(symbols))
+            log.info("metadata fetched", symbols=len(markets))
             named = config.canonical_symbols
-            unlisted([s for s in asked if s not in symbols and s not in named])
+            unlisted([s for s in asked if s not in markets and s not in named])
             retry_s = _FIRST_RETRY_S
         except (rest.RestError, ValueError, OSError) as error:
-            asked_s = error.retry_after_s if isinstance(error, rest.RestError) else 0.0
-            pause_s = max(retry_s, asked_s)
+            held_s = _hold_of(error)
+            pace.hold(held_s)
+            pause_s = retry_s
             retry_s = min(retry_s * 2, _RETRY_CAP_S)
             log.warning(
                 "no metadata",
                 error=str(error),
-                retry_in_s=pause_s,
+                retry_in_s=max(pause_s, held_s),
                 cached=path.exists(),
             )
         if _waited(pause_s, path, wait):
             return
+
+
+def _granted(exchange: Exchange, pace: RestPace, wait: Callable[[float], bool]) -> bool:
+    """Waits until the pace lets a request go; False when it is time to end."""
+    while (wait_s := pace.reserve(exchange.limits.metadata_weight)) > 0.0:
+        if wait(min(wait_s, _LOOK_S)):
+            return False
+    return True
+
+
+def _fetched(exchange: Exchange, client: rest.RestClient, pace: RestPace) -> Mapping[str, Market]:
+    """:raises RestError: no answer.
+    :raises ValueError: the answer is no metadata.
+    """
+    answer = client.get(exchange.metadata_path)
+    used = exchange.used_weight(answer.headers)
+    if used is not None:
+        pace.told(used)
+    refusal = exchange.refusal(answer.body)
+    if refusal is not None and refusal.limited:
+        raise rest.RestError(f"the exchange refused its metadata: {refusal.reason}", 429)
+    return exchange.read_metadata(answer.body)
+
+
+def _hold_of(error: Exception) -> float:
+    """How long the exchange wants to be left alone."""
+    if not isinstance(error, rest.RestError):
+        return 0.0
+    return error.retry_after_s or (LIMITED_S if error.status in rest.LIMITED else 0.0)
 
 
 def _waited(pause_s: float, path: Path, wait: Callable[[float], bool]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -37,8 +38,9 @@ def _tried(name: str, attempt: Callable[[], str]) -> Probe:
 
 def _rest(config: ExchangeConfig) -> str:
     exchange = exchanges.load(config.name)
-    symbols = exchange.read_metadata(rest.get(config.rest_url + exchange.metadata_path))
-    unknown = [s for s in config.symbols if s not in symbols]
+    with contextlib.closing(rest.RestClient(config.rest_url, exchange.rest_headers)) as client:
+        markets = exchange.read_metadata(client.get(exchange.metadata_path).body)
+    unknown = [s for s in config.symbols if s not in markets]
     if unknown:
         raise ValueError(f"{config.rest_url} does not list {', '.join(unknown)}")
     return f"{config.rest_url} lists all {len(config.symbols)} configured symbols"

@@ -48,6 +48,10 @@ from feedmono.ring_layout import (
 # How often a record that does not fit its crc is looked at again before it counts as damaged:
 # the caller waits some milliseconds between two looks, a store is visible within a microsecond.
 _LOOKS = 3
+# 50 days: a clock may be set back, but a sequence further ahead is damage.
+_SEQUENCE_LEAD_US = 1 << 42
+# A writer killed before it committed skips the numbers of one batch: never so many.
+_SKIPPED = 1 << 20
 
 
 class RingError(Exception):
@@ -135,17 +139,8 @@ class Ring:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except OSError as error:
-            raise RingError(f"ring {path}: can't open it: {error.strerror}") from error
-        try:
-            size_bytes = os.fstat(fd).st_size
-            if size_bytes < HEADER_BYTES:
-                raise ForeignRingError(f"ring {path}: {size_bytes} B is too short for a ring")
-            self._map = mmap.mmap(fd, size_bytes)
-        finally:
-            os.close(fd)
+        self._map = self._mapped()
+        size_bytes = len(self._map)
         fields = layout.STATIC.unpack_from(self._map)
         magic, version, crc, capacity, first, boot, created, zero = fields
         fields = (magic, version, 0, capacity, first, boot, created, zero)
@@ -164,6 +159,19 @@ class Ring:
         self._words = self._view.cast("Q")
         self._recover_cursors()
 
+    def _mapped(self) -> mmap.mmap:
+        try:
+            fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise RingError(f"ring {self.path}: can't open it: {error.strerror}") from error
+        try:
+            size_bytes = os.fstat(fd).st_size
+            if size_bytes < HEADER_BYTES:
+                raise ForeignRingError(f"ring {self.path}: {size_bytes} B is too short for a ring")
+            return mmap.mmap(fd, size_bytes)
+        finally:
+            os.close(fd)
+
     def _recover_cursors(self) -> None:
         """Settles what the two cursors say; see `ForeignRingError` for what can't be settled."""
         committed = cursor_position(self._words[COMMITTED_WORD])
@@ -172,11 +180,10 @@ class Ring:
             raise ForeignRingError(f"ring {self.path}: both cursors are damaged")
         if committed is None:
             assert acknowledged is not None
-            committed = self._walk(acknowledged, acknowledged + self.capacity_bytes)[0]
+            committed = self._newest(acknowledged)
             self._words[COMMITTED_WORD] = cursor_word(committed)
         if acknowledged is None:
-            # Everything that may still be there; `RingReader` finds where a record begins.
-            acknowledged = max(0, committed - self.capacity_bytes)
+            acknowledged = self._oldest(committed)
             self._words[ACKNOWLEDGED_WORD] = cursor_word(acknowledged)
         if not 0 <= committed - acknowledged <= self.capacity_bytes:
             raise ForeignRingError(
@@ -184,10 +191,9 @@ class Ring:
                 "do not fit together"
             )
 
-    def _walk(self, position: int, limit: int) -> tuple[int, int | None]:
-        """From a record's start over intact records with rising sequences: where they end, at
-        most at *limit*, and the last one's sequence."""
-        last: int | None = None
+    def _walk(self, position: int, limit: int, last: int | None = None) -> tuple[int, int | None]:
+        """From a record's start over intact records with sequences that rise above *last*: where
+        they end, at most at *limit*, and the last one's sequence."""
         while position < limit:
             record = self._record(position, limit)
             if record is None or (last is not None and record.sequence <= last):
@@ -196,6 +202,59 @@ class Ring:
                 last = record.sequence
             position = record.end
         return position, last
+
+    def _resynchronize(self, position: int, last: int, committed: int) -> tuple[int, int] | None:
+        """The next intact record at or behind *position* with a sequence above *last*: where it
+        begins, and its sequence."""
+        while position < committed:
+            record = self._record(position, committed)
+            if record is not None and record.kind != PAD and record.sequence > last:
+                return position, record.sequence
+            position += layout.ALIGNMENT
+        return None
+
+    def _newest(self, acknowledged: int) -> int:
+        """Where the newest record ends that is not acknowledged."""
+        limit = acknowledged + self.capacity_bytes
+        # In a drained ring, records of an earlier lap may stand exactly here.
+        before = self._sequence_before(acknowledged)
+        committed, last = self._walk(acknowledged, limit, before)
+        position = committed
+        while position < limit and (last or 0) + 1 < self._words[NEXT_SEQUENCE_WORD]:
+            record = self._record(position, limit)
+            if record is None:
+                position += layout.ALIGNMENT
+                continue
+            position = record.end
+            if record.kind != PAD and record.sequence > (last or 0):
+                committed, last = record.end, record.sequence
+        return committed
+
+    def _oldest(self, committed: int) -> int:
+        """Where the oldest record begins that may still be there. What a killed writer left behind
+        *committed* stands in front of it, with higher sequences."""
+        oldest = position = max(0, committed - self.capacity_bytes)
+        last = 0
+        while found := self._resynchronize(position, 0, committed):
+            if not last or found[1] <= last:
+                oldest = found[0]
+            position, highest = self._walk(found[0], committed)
+            last = highest or found[1]
+        return oldest
+
+    def _sequence_before(self, position: int) -> int | None:
+        """The sequence of the record that ends at *position*; None if it is not intact."""
+        lap = (position - 1) // self.capacity_bytes * self.capacity_bytes
+        largest_bytes = RECORD_BYTES + layout.max_payload_bytes(self.capacity_bytes)
+        begin = max(0, lap, position - largest_bytes)
+        at = HEADER_BYTES - lap
+        for start in range(position - RECORD_BYTES, begin - 1, -layout.ALIGNMENT):
+            size = int.from_bytes(self._map[at + start : at + start + 4], "little")
+            if start + record_bytes(size) == position:
+                record = self._record(start, position)
+                if record is not None and record.kind != PAD:
+                    return record.sequence
+        return None
 
     def _record(self, position: int, limit: int) -> Record | None:
         """The intact record at *position*, a `PAD` for the end of a lap; None if damaged."""
@@ -248,18 +307,28 @@ class RingWriter(Ring):
         self._lock = threading.Lock()
         self._max_payload_bytes = layout.max_payload_bytes(self.capacity_bytes)
         self._room_bytes = self.capacity_bytes - layout.reserve_bytes(self.capacity_bytes)
+        # A batch that is never committed must not cover a whole lap: `RingReader.seek` tells it
+        # from what was there by what it left.
+        self._last_room_bytes = self.capacity_bytes - RECORD_BYTES
         self._position = self.committed
-        end, last = self._walk(self.acknowledged, self._position)
-        sequence = self._words[NEXT_SEQUENCE_WORD]
-        if last is not None:
-            sequence = max(sequence, last + 1) if end < self._position else last + 1
-        if end < self._position or not self.same_boot:
-            # Damaged records hide the last sequence; the time is above every one ever given.
-            sequence = max(sequence, time.time_ns() // 1000)
-        if sequence > time.time_ns() // 1000 + (1 << 42):  # 50 days ahead: a damaged word
-            sequence = time.time_ns() // 1000
-        self._sequence = max(sequence, self.first_sequence)
+        self._sequence = self._settled_sequence()
         self._words[NEXT_SEQUENCE_WORD] = self._sequence
+
+    def _settled_sequence(self) -> int:
+        """A sequence above all that were given before."""
+        committed = self._position
+        last = self._sequence_before(committed)
+        told = self._words[NEXT_SEQUENCE_WORD]
+        if self.same_boot and (last is not None or not committed):
+            least = max(self.first_sequence, (last or 0) + 1)
+            return told if least < told < least + _SKIPPED else least
+        # Damage, or pages that a lost machine had not written, may hide the last one.
+        if last is None:
+            last = self._walk(self.acknowledged, committed)[1] or 0
+        now = time.time_ns() // 1000
+        if told > max(now, last) + _SEQUENCE_LEAD_US:
+            told = 0
+        return max(self.first_sequence, last + 1, told, now)
 
     @property
     def next_sequence(self) -> int:
@@ -284,7 +353,7 @@ class RingWriter(Ring):
         """
         with self._lock:
             reserve = last or kind == layout.EVENT
-            room_bytes = self.capacity_bytes if reserve else self._room_bytes
+            room_bytes = self._last_room_bytes if reserve else self._room_bytes
             return self._append(payloads, kind, connection, received_ns, flags, room_bytes)
 
     def _append(
@@ -347,7 +416,8 @@ class RingWriter(Ring):
             rest = RECORD_REST.pack(sequence, 0, 0, PAD, 0, 0)
             front = RECORD_FRONT.pack(left - RECORD_BYTES, zlib.crc32(rest))
             at = HEADER_BYTES + position % self.capacity_bytes
-            self._map[at : at + RECORD_BYTES] = front + rest
+            # Without the zeroes, records of an earlier lap would stand behind a damaged pad.
+            self._map[at : at + left] = front + rest + bytes(left - RECORD_BYTES)
         return position + left
 
     def _commit(self, position: int, sequence: int) -> None:
@@ -374,11 +444,66 @@ class RingReader(Ring):
         self._position = self.acknowledged
         self._last_sequence = 0
         self._looks = 0
+        # After a `seek` back: records before this end have sequences below that one.
+        self._old_end = 0
+        self._old_below = 0
 
     @property
     def position(self) -> int:
         """Where the next `read` begins."""
         return self._position
+
+    @property
+    def last_sequence(self) -> int:
+        """Of the last record that was read; 0 if there is none yet, or none since `seek`."""
+        return self._last_sequence
+
+    def seek(self, position: int) -> bool:
+        """Goes on reading at *position*, the `Record.end` of a record that was read once, or 0.
+        False, and nothing changes, if what followed it may be gone.
+
+        Behind the acknowledged cursor, that one stays: `acknowledge` frees what was skipped. Before
+        it, the cursor moves back, so that nothing from there on is overwritten.
+        """
+        committed = cursor_position(self._words[COMMITTED_WORD])
+        if committed is None or position % layout.ALIGNMENT:
+            return False
+        if not max(0, committed - self.capacity_bytes) <= position <= committed:
+            return False
+        acknowledged = self.acknowledged
+        if position < acknowledged:
+            if not self._move_back(position, acknowledged, committed):
+                return False
+        elif position < committed:
+            record = self._record(position, committed)
+            if record is not None and record.kind == PAD:
+                record = self._record(record.end, committed)
+            if record is None:
+                return False
+        self._position, self._last_sequence, self._looks = position, 0, 0
+        return True
+
+    def _move_back(self, position: int, acknowledged: int, committed: int) -> bool:
+        """Moves the acknowledged cursor back to *position*, if all from there on is intact."""
+        found = self._resynchronize(acknowledged, 0, committed)
+        below = found[1] if found else self._words[NEXT_SEQUENCE_WORD]
+        if not self._stands(position, acknowledged, below):
+            return False
+        self._words[ACKNOWLEDGED_WORD] = cursor_word(position)
+        # The writer may have used the room in between.
+        if not self._stands(position, acknowledged, below):
+            self._words[ACKNOWLEDGED_WORD] = cursor_word(acknowledged)
+            return False
+        # An append that is under way may still use it: `read` watches for that.
+        if acknowledged > self._old_end:
+            self._old_end, self._old_below = acknowledged, below
+        return True
+
+    def _stands(self, position: int, end: int, below: int) -> bool:
+        """Whether there are intact records from *position* exactly to *end*, all of their lap:
+        what was written over them has sequences from *below* on."""
+        reached, last = self._walk(position, end)
+        return reached == end and (last is None or last < below)
 
     def read(self, max_records: int, max_bytes: int) -> list[Record]:
         """The next committed records, at most so many and, but for the first, at most about so
@@ -386,9 +511,11 @@ class RingReader(Ring):
         committed = cursor_position(self._words[COMMITTED_WORD])
         if committed is None:
             return []
-        limit = min(committed, self._position + max_bytes)
         records: list[Record] = []
         position, last = self._position, self._last_sequence
+        if position < self._old_end:
+            committed = self._old_end
+        limit = min(committed, position + max_bytes)
         while position < committed and len(records) < max_records:
             if position >= limit and records:
                 break
@@ -402,6 +529,13 @@ class RingReader(Ring):
             if record.kind != PAD:
                 last = record.sequence
                 records.append(record)
+        if self._position < self._old_end and last >= self._old_below:
+            records = [r for r in records if r.sequence < self._old_below]
+            if records:
+                position, last = records[-1].end, records[-1].sequence
+            else:
+                self._looks = _LOOKS
+                position, last = self._doubt(self._position, self._last_sequence, committed)
         self._position, self._last_sequence = position, last
         return records
 
@@ -418,15 +552,6 @@ class RingReader(Ring):
         lost = found[1] - last - 1 if found and last else None
         self.damage.append(Damage(position, self._map[at : at + shown], end - position, lost))
         return end, last
-
-    def _resynchronize(self, position: int, last: int, committed: int) -> tuple[int, int] | None:
-        """The next intact record behind a damaged one: its position and its sequence."""
-        while position < committed:
-            record = self._record(position, committed)
-            if record is not None and record.kind != PAD and record.sequence > last:
-                return position, record.sequence
-            position += layout.ALIGNMENT
-        return None
 
     def acknowledge(self, position: int) -> None:
         """Frees everything before *position*, which must be the `Record.end` of a record that
@@ -576,6 +701,8 @@ def prepare(path: Path, capacity_bytes: int, least_sequence: int = 0) -> Prepare
             else:
                 reason = f"its capacity was {old_bytes >> 10} KiB"
         if reason:
+            while path.with_name(f"{path.name}.aside-{first_sequence}").exists():
+                first_sequence += 1
             set_aside = path.with_name(f"{path.name}.aside-{first_sequence}")
             path.rename(set_aside)
     create(path, capacity_bytes, first_sequence)

@@ -19,7 +19,7 @@ it is seeded with the sequence, so that bytes of an earlier lap never look like 
 A *position* is the number of record bytes before it since the ring was made; it never wraps, and
 its place in the file is ``position % capacity``. What is left at the end of a lap is skipped when
 it is shorter than a record's header, and filled by one record of kind `PAD` otherwise, which has
-the sequence of the record behind it and whose crc covers the header only.
+the sequence of the record behind it and whose crc covers the header only; its payload is zeroes.
 
 A *cursor* is one 8-byte word on a cache line of its own, written by one store: a position in the
 lower 48 bits, and 16 check bits above them, so that a damaged cursor is seen and not believed.

@@ -11,6 +11,7 @@ import gc
 import os
 import select
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -18,8 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from feedmono import ledger, reader, ring, serializer, snapshot, statelock, workers
 from feedmono import log as logs
-from feedmono import reader, ring, serializer, snapshot, statelock, workers
 from feedmono.config import Config
 from feedmono.counters import Counters
 from feedmono.log import Log
@@ -42,8 +43,10 @@ class Worker:
 
     role: str
     exchange: str
-    main: Callable[[Config, str, int, Log], int]
+    main: Callable[[Config, str, int, int, Log], int]
     wake_fd: int
+    request_fd: int
+    """Its end of the socket through which the serializer asks the reader for pages."""
     pid: int | None = None
     progress: int = 0
     """`snapshot.Sampler.progress` when it was started: one that did some work before it ended is
@@ -157,8 +160,13 @@ class Supervisor:
                 note.unlink(missing_ok=True)
             self._samplers[exchange.name] = snapshot.Sampler(self.config, exchange)
             wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            for role, main in (("serializer", serializer.main), ("reader", reader.main)):
-                self._workers.append(Worker(role, exchange.name, main, wake_fd))
+            asks, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+            for role, main, end in (
+                ("serializer", serializer.main, asks),
+                ("reader", reader.main, asked),
+            ):
+                end.setblocking(False)
+                self._workers.append(Worker(role, exchange.name, main, wake_fd, end.detach()))
 
     def _listen(self) -> None:
         """Signals only wake the loop, which reads their numbers from a pipe."""
@@ -269,7 +277,9 @@ class Supervisor:
             )
             log = logs.get(exchange=worker.exchange, worker=worker.role)
             try:
-                status = worker.main(self.config, worker.exchange, worker.wake_fd, log)
+                status = worker.main(
+                    self.config, worker.exchange, worker.wake_fd, worker.request_fd, log
+                )
             except Exception as error:
                 log.error(f"{worker.role} failed", error=repr(error), exc_info=True)
         except workers.OrphanedError:
@@ -336,12 +346,10 @@ class Supervisor:
         return 0 if orderly else 1
 
     def _remove_empty(self, shared: workers.Shared) -> None:
-        """Gives the ring's memory back; its sequence goes on where it ended."""
+        """Gives the ring's memory back; the ledger knows its last sequence."""
         try:
-            sequence = ring.RingWriter(shared.ring).next_sequence
-            workers.publish(shared.sequence, {"next": sequence})
             shared.ring.unlink()
-        except (ring.RingError, OSError) as error:
+        except OSError as error:
             self.log.warning("the empty ring is kept", ring=str(shared.ring), error=str(error))
 
     def _end(self, role: str, limit_s: float) -> bool:
@@ -376,10 +384,13 @@ class Supervisor:
 
 
 def _least_sequence(shared: workers.Shared) -> int:
-    """Where the sequence of the ring before ended; 0 where no sane number is kept."""
-    kept = (workers.published(shared.sequence) or {}).get("next")
+    """Behind everything that the ledger knows; 0 where no sane number is kept."""
+    try:
+        content = ledger.read(shared.ledger)
+    except ledger.LedgerError:
+        return 0  # the serializer sets it aside, and says so
     latest = time.time_ns() // 1000 + _SEQUENCE_LEAD_US
-    return kept if isinstance(kept, int) and 0 <= kept <= latest else 0
+    return content.sequence + 1 if content is not None and content.sequence < latest else 0
 
 
 def _how(status: int) -> str:

@@ -76,6 +76,8 @@ def _status(actual: float, target: float) -> Text:
 def _detail(e: ExchangeStatus) -> Text:
     parts = [e.detail] if e.detail else []
     parts += [f"{symbol} refused: {reason}" for symbol, reason in sorted(e.refused.items())]
+    if e.counts.get("holes_open"):
+        parts.append(f"{e.counts['open_trades']:,} trades missing, being fetched")
     parts += [f"{e.dead_letters:,} dead letters"] if e.dead_letters else []
     parts += [f"{e.restarts} restarts"] if e.restarts else []
     if e.ring_used_bytes > e.ring_capacity_bytes // 2:

@@ -59,8 +59,10 @@ class Shared:
     attempts: Path
     reader_note: Path
     serializer_note: Path
-    sequence: Path
-    """The next ring sequence, kept while there is no ring."""
+    ledger: Path
+    """What was delivered: `feedmono.ledger`."""
+    rest_hold: Path
+    """Until when the exchange wants no REST request."""
     dead_letters: Path
     """Folder of the whole copies of what the sink did not take."""
 
@@ -77,7 +79,8 @@ class Shared:
             attempts=state / f"{exchange}.attempts",
             reader_note=state / f"{exchange}.reader.json",
             serializer_note=state / f"{exchange}.serializer.json",
-            sequence=state / f"{exchange}.sequence",
+            ledger=state / f"{exchange}.ledger",
+            rest_hold=state / f"{exchange}.rest",
             dead_letters=state / "dead" / exchange,
         )
 
@@ -85,7 +88,8 @@ class Shared:
     def state_files(self) -> tuple[Path, ...]:
         """All files of the exchange's in ``state_dir``."""
         notes = self.reader_note, self.serializer_note
-        return self.metadata, self.attempts, self.sequence, *notes
+        ledgers = (self.ledger.with_name(self.ledger.name + end) for end in ("", "-wal", "-shm"))
+        return self.metadata, self.attempts, self.rest_hold, *ledgers, *notes
 
 
 def publish(path: Path, content: Mapping[str, object]) -> None:

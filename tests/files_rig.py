@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
-from collections.abc import Sequence
+import signal
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import fastavro
 
 from feedmono.avro import TradeEncoder
 from feedmono.config import FilesConfig
-from feedmono.sinks.base import DeadLetter, Entry, Frame
+from feedmono.sinks.base import Coverage, DeadLetter, Entry, Frame
 from feedmono.sinks.files import FilesSink, read_trades
 from feedmono.trade import BUY, Trade
 
@@ -42,11 +45,18 @@ def entries(first: int, behind: int) -> list[Entry]:
     return [entry(number) for number in range(first, behind)]
 
 
+def coverage(to_id: int, symbol: str = "BTCUSDT") -> Coverage:
+    return Coverage(symbol, 0, 0, to_id, (), 0, 0, 0, 1_723_161_255_342_000 + to_id)
+
+
 class Rig:
-    """A sink on a folder of its own with clocks that the test turns."""
+    """A sink on a folder of its own with clocks that the test turns, and in `committed` and
+    `mark` what a ledger would hold."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.committed = 0
+        self.mark: Mapping[str, int] | None = None
         self.clock = Clock(50.0)
         self.wall = Clock(START_S)
 
@@ -58,6 +68,7 @@ class Rig:
         return FilesSink(
             self.config(**changes),
             EXCHANGE,
+            mark=self.mark,
             clock=self.clock,
             wall=self.wall,
             max_buffered_bytes=max_buffered_bytes,
@@ -67,6 +78,25 @@ class Rig:
         sink = self.sink(**changes)
         assert sink.open(), sink.trouble
         return sink
+
+    def commit(self, sink: FilesSink) -> int | None:
+        """As the serializer does it: the ledger first, then the sink may publish."""
+        end = sink.poll(0)
+        self.mark = sink.mark()
+        self.committed = self.committed if end is None else end
+        sink.settle()
+        return end
+
+    def store(self, sink: FilesSink, batch: Sequence[Entry]) -> int | None:
+        """Hands all of *batch* over, over any number of rolls, and commits it; the position."""
+        taken = 0
+        while True:
+            before, taken = taken, taken + sink.write(batch[taken:])
+            sink.flush()
+            end = self.commit(sink)
+            if taken == len(batch):
+                return end
+            assert taken > before or not sink.trouble, sink.trouble
 
     def names(self, pattern: str = "*") -> list[str]:
         return sorted(path.name for path in (self.folder / EXCHANGE).glob(pattern))
@@ -84,12 +114,52 @@ class Rig:
         return found
 
 
-def store(sink: FilesSink, batch: Sequence[Entry]) -> int | None:
-    assert sink.write(batch) == len(batch)
-    sink.flush()
-    return sink.poll(0)
-
-
 def incompressible(first: int, behind: int) -> list[Entry]:
     chance = random.Random(first)
     return [entry(number, padding=chance.randbytes(2000)) for number in range(first, behind)]
+
+
+STEPS = ("opened", "written", "synced", "committed", "publishing", "linked", "settled", "covered")
+"""Where a process may be killed."""
+
+
+def deliver_and_die(folder: Path, die_at: str, times: int) -> None:
+    """The serializer's part, without end: goes on from what the ledger in *folder* says, and
+    kills itself when it comes to the step *die_at* for the *times*-th time."""
+    ledger, left = folder / "ledger", times
+    held: dict[str, Any] = (
+        json.loads(ledger.read_text()) if ledger.exists() else {"end": 0, "mark": {}}
+    )
+    link = os.link
+
+    def step(name: str) -> None:
+        nonlocal left
+        left -= name == die_at
+        if die_at and not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def linked(source: Path, target: Path) -> None:
+        step("publishing")
+        link(source, target)
+        step("linked")
+
+    os.link = linked  # type: ignore[assignment]
+    config = FilesConfig(folder, 3600.0, 5000, 0.005)
+    sink = FilesSink(config, EXCHANGE, mark=held["mark"])
+    assert sink.open()
+    number = held["end"]
+    while True:
+        if die_at == "opened":
+            step("opened")
+        number += sink.write(entries(number, number + 40))
+        step("written")
+        sink.flush()
+        held = {"end": sink.poll(0) or held["end"], "mark": sink.mark()}
+        step("synced")
+        ledger.with_suffix(".new").write_text(json.dumps(held))
+        ledger.with_suffix(".new").rename(ledger)
+        step("committed")
+        sink.settle()
+        step("settled")
+        sink.cover([coverage(held["end"] - 1)])
+        step("covered")

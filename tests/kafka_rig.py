@@ -145,6 +145,7 @@ class Bench:
         self.config = KafkaConfig(kafka.bootstrap_servers, url, prefix, PARTITIONS, names)
         self.trades = f"{prefix}.testex"
         self.raw, self.dead = f"{self.trades}.raw", f"{self.trades}.dead"
+        self.coverage = f"{self.trades}.coverage"
         self.folder = folder
         self.sink = self.new_sink()
 
@@ -155,7 +156,8 @@ class Bench:
     def create_topics(self, config: dict[str, str] | None = None) -> None:
         """Beforehand, with a configuration of their own or on a broker that needs it."""
         self.kafka.create_topics((self.raw, self.trades), PARTITIONS, config)
-        self.kafka.create_topics((self.dead,), 4 if isinstance(self.kafka, MockKafka) else 1)
+        single = 4 if isinstance(self.kafka, MockKafka) else 1
+        self.kafka.create_topics((self.dead, self.coverage), single)
 
     def open(self) -> Bench:
         assert self.sink.open(), self.sink.trouble

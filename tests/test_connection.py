@@ -5,13 +5,15 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from toy import Desk, Dice, Events, Toy, events, limits, running, trades, welcome, wire
 from wsserver import BINARY, CLOSE, PING, PONG, TEXT, Peer, Server, frame
 
-from feedmono.connection import FAREWELL_LIMIT_S, PONG_INTERVAL_S, State
+from feedmono import connection
+from feedmono.connection import AGE_JITTER, FAREWELL_LIMIT_S, PONG_INTERVAL_S, State
 
 __all__ = ["events"]
 
@@ -258,23 +260,177 @@ def test_a_cut_inside_a_frame_loses_only_that_frame(tmp_path: Path, kind: str) -
     assert desk.reconnects == ["lost"]
 
 
-def test_an_announced_shutdown_is_followed_at_once_after_the_rest_of_its_batch(
+def test_an_announced_shutdown_is_told_once_and_the_connection_read_on_until_it_ends(
     tmp_path: Path,
 ) -> None:
     def script(peer: Peer, number: int) -> None:
         welcome(peer)
-        peer.send(wire([b"trade 1", b"bye maintenance", b"trade 2"]) if number == 0 else b"")
-        assert peer.until(CLOSE).payload[:2] == (1000).to_bytes(2, "big")
-        # On its way before the server saw the close.
-        peer.send(wire([b"trade 3"]) + frame((1000).to_bytes(2, "big"), CLOSE))
+        if number:
+            peer.hold()
+            return
+        peer.send(wire([b"trade 1", b"bye maintenance", b"trade 2"]))
+        desk.wait(lambda: len(desk.delivered) == 2)
+        peer.send(wire([b"bye maintenance", b"trade 3"]))
+        desk.wait(lambda: len(desk.delivered) == 3)
+        assert peer.is_quiet()
+        peer.send(wire([b"trade 4"]) + frame((1001).to_bytes(2, "big"), CLOSE))
+        assert peer.until(CLOSE).payload[:2] == (1001).to_bytes(2, "big")
 
     desk, dice = Desk(), Dice()
     with Server(script) as server, running(tmp_path, server.url, desk, dice=dice):
         desk.wait(lambda: desk.states.count(State.SUBSCRIBING) == 2)
         desk.wait(lambda: desk.states[-1] is State.FLOWING)
-    assert desk.reconnects == ["shutdown"]
-    assert desk.payloads == [b"trade 1", b"trade 2", b"trade 3", b"trade 3"]
+    assert desk.agings == ["shutdown"]
+    # Nobody succeeded it, so it comes back itself.
+    assert desk.reconnects == ["closed 1001"]
+    assert desk.payloads == trades(1, 4)
     assert dice.bounds == [0.5]
+
+
+def test_a_connection_retired_in_front_of_a_full_ring_gives_nothing_up(
+    tmp_path: Path, events: Events
+) -> None:
+    closed = threading.Event()
+
+    def script(peer: Peer, number: int) -> None:
+        welcome(peer)
+        peer.send(wire(trades(0, 100)))
+        close = peer.until(CLOSE)
+        closed.set()
+        peer.send(wire(trades(100, 50)) + frame(close.payload, CLOSE))
+
+    desk = Desk(room=40)
+    with Server(script) as server, running(tmp_path, server.url, desk) as run:
+        desk.wait(lambda: desk.offers > 3)
+        run.connection.retire()
+        offers = desk.offers
+        desk.wait(lambda: desk.offers > offers + 20)
+        assert not closed.is_set(), "what was read waits for room first"
+        assert desk.full_rings == 1
+        desk.make_room()
+        run.join()
+    assert desk.payloads == trades(0, 150)
+    assert desk.lost_frames == 0
+    assert desk.reconnects == []
+    assert [e["reason"] for e in events.named("disconnected")] == ["replaced"]
+
+
+def test_the_farewell_of_a_retired_connection_does_not_count_the_time_of_a_full_ring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "FAREWELL_LIMIT_S", 0.8)
+
+    def script(peer: Peer, number: int) -> None:
+        welcome(peer)
+        peer.send(frame(b"trade 0"))
+        close = peer.until(CLOSE)
+        peer.send(wire(trades(1, 9)))
+        desk.wait(lambda: len(desk.delivered) == 10)
+        peer.send(wire(trades(10, 10)) + frame(close.payload, CLOSE))
+
+    desk = Desk(room=5)
+    with Server(script) as server, running(tmp_path, server.url, desk) as run:
+        desk.wait(lambda: len(desk.delivered) == 1)
+        run.connection.retire()
+        desk.wait(lambda: desk.room == 0)
+        time.sleep(1.2)
+        desk.make_room()
+        run.join()
+    assert desk.payloads == trades(0, 20)
+
+
+# --- What is told of its turn.
+
+
+def test_a_connection_that_grew_old_says_so_once_and_goes_on(
+    tmp_path: Path, events: Events
+) -> None:
+    def script(peer: Peer, number: int) -> None:
+        welcome(peer)
+        desk.wait(lambda: desk.agings == ["age"])
+        peer.send(wire(trades(0, 3)))
+        peer.hold()
+
+    desk = Desk()
+    config = limits(max_age_s=0.3)
+    started = time.monotonic()
+    with Server(script) as server, running(tmp_path, server.url, desk, config=config):
+        desk.wait(lambda: desk.agings == ["age"])
+        assert time.monotonic() - started >= 0.3 * (1 - AGE_JITTER)
+        desk.wait(lambda: len(desk.delivered) == 3)
+        time.sleep(0.4)
+    assert desk.agings == ["age"]
+    assert desk.reconnects == []
+    assert [e["reason"] for e in events.named("to be replaced")] == ["age"]
+
+
+def test_no_connection_grows_as_old_as_the_exchange_allows(tmp_path: Path) -> None:
+    class Impatient(Toy):
+        limits = replace(Toy.limits, connection_age_s=0.4)
+
+    def script(peer: Peer, number: int) -> None:
+        welcome(peer)
+        peer.hold()
+
+    desk = Desk()
+    exchange = Impatient()
+    with Server(script) as server, running(tmp_path, server.url, desk, exchange=exchange):
+        desk.wait(lambda: State.FLOWING in desk.states)
+        # max_age is an hour.
+        desk.wait(lambda: desk.agings == ["age"])
+
+
+def test_only_maintenance_after_trading_ages_a_connection(tmp_path: Path) -> None:
+    def script(peer: Peer, number: int) -> None:
+        welcome(peer)
+        peer.send(wire([b"status maintenance", b"trade 1"]))
+        desk.wait(lambda: len(desk.delivered) == 1)
+        assert desk.agings == []
+        peer.send(wire([b"status online", b"status maintenance", b"status maintenance"]))
+        desk.wait(lambda: desk.agings == ["maintenance"])
+        peer.send(wire([b"status online", b"status maintenance", b"trade 2"]))
+        peer.hold()
+
+    desk = Desk()
+    with Server(script) as server, running(tmp_path, server.url, desk):
+        desk.wait(lambda: len(desk.delivered) == 2)
+    assert desk.agings == ["maintenance"]
+    assert desk.reconnects == []
+
+
+def test_ready_is_told_when_all_is_answered_and_data_came(tmp_path: Path) -> None:
+    def script(peer: Peer, number: int) -> None:
+        peer.until(TEXT)
+        peer.send(wire([b"ok A", b"trade 1"]))
+        desk.wait(lambda: len(desk.delivered) == 1)
+        time.sleep(0.1)
+        assert desk.readies == 0
+        peer.send(wire([b"no B not listed"]))
+        desk.wait(lambda: desk.readies == 1)
+        peer.send(wire([b"trade 2"]))
+        peer.hold()
+
+    desk = Desk()
+    with Server(script) as server, running(tmp_path, server.url, desk):
+        desk.wait(lambda: len(desk.delivered) == 2)
+    assert desk.readies == 1
+
+
+def test_ready_is_told_without_data_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "READY_AFTER_S", 0.3)
+
+    def script(peer: Peer, number: int) -> None:
+        welcome(peer)
+        peer.hold()
+
+    desk = Desk()
+    started = time.monotonic()
+    with Server(script) as server, running(tmp_path, server.url, desk):
+        desk.wait(lambda: desk.readies == 1)
+        assert time.monotonic() - started > 0.3
+    assert desk.delivered == []
 
 
 def test_subscriptions_that_are_never_answered_bring_a_new_connection(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import socket
 import ssl
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from toy import Desk, Dice, Events, events, make, running, trades, welcome, wire
+from toy import Desk, Dice, Events, Toy, events, make, running, trades, welcome, wire
 from wsserver import CLOSE, PONG, TEXT, Peer, Server, accept, answer, frame
 
 from feedmono import connection
 from feedmono.connection import State
-from feedmono.exchanges.base import Limits
 from feedmono.wire import Ended, Opening, Wake, Wire
 
 __all__ = ["events"]
@@ -289,7 +289,7 @@ def test_a_storm_of_short_lived_connections_is_held_by_the_exchanges_limit(
         peer.sock.close()
 
     desk = Desk()
-    attempts = Limits(symbols_per_connection=10, connections=10, connections_window_s=600.0)
+    attempts = replace(Toy.limits, connections=10, connections_window_s=600.0)
     with Server(script) as server, running(tmp_path, server.url, desk, attempts=attempts) as run:
         desk.wait(lambda: desk.states[-1:] == [State.WAITING] and len(desk.reconnects) == 4)
         assert run.stop() < PROMPT_S

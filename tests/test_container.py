@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import resource
@@ -259,3 +260,37 @@ def test_blocks_that_were_synced_long_ago_are_not_decoded_again(
     monkeypatch.setattr(ContainerReader, "records", spy)
     assert recover(path).records == 6
     assert looked_at == [ends[3]]
+
+
+def test_recovery_up_to_a_byte_takes_no_block_behind_it_for_damage(path: Path) -> None:
+    sizes = [2, 3, 1]
+    ends = write(path, sizes)
+    for upto in range(ends[-1] + 10):
+        found = recover(path, upto)
+        blocks = sum(end <= upto for end in ends[1:])
+        assert (found.records, found.length) == (sum(sizes[:blocks]), ends[blocks])
+        assert found.torn_bytes == ends[-1] - ends[blocks]
+        assert not found.damaged
+    broken = bytearray(path.read_bytes())
+    broken[ends[0] + 3] ^= 255
+    path.write_bytes(broken)
+    assert recover(path, ends[2])[:2] == (0, ends[0])
+    assert recover(path, ends[2]).damaged
+
+
+def test_a_sync_marker_is_found_across_the_steps_of_the_search(path: Path) -> None:
+    writer = ContainerWriter(path, SCHEMA)
+    chance = random.Random(3)
+    starts = [writer.length]
+    for size in (1 << 20, (1 << 20) - 20, 300):
+        writer.append(Encoded(1, chance.randbytes(size)))
+        starts.append(writer.length)
+    writer.close()
+    with ContainerReader(path) as reader:
+        header = reader.header()
+        assert header is not None
+        for begin, end in itertools.pairwise(starts):
+            assert reader.behind_marker(header, begin, starts[-1]) == end
+            assert reader.behind_marker(header, begin, end) == end
+            assert reader.behind_marker(header, begin, end - 1) is None
+        assert reader.behind_marker(header, starts[-1], starts[-1]) is None

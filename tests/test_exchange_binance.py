@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from sessions import START_S, Run, drive, frame, recorded
@@ -14,6 +15,8 @@ from feedmono.exchanges import load, names
 from feedmono.exchanges.base import (
     Data,
     Event,
+    Market,
+    PageRequest,
     Refused,
     Session,
     Shutdown,
@@ -23,7 +26,7 @@ from feedmono.exchanges.base import (
     Unknown,
 )
 from feedmono.exchanges.binance import Binance
-from feedmono.trade import BUY, MAX_TIME_US, SELL, STREAM, Trade
+from feedmono.trade import BACKFILL, BUY, MAX_TIME_US, SELL, STREAM, Trade
 
 BINANCE = Binance()
 TIME_US = 1_723_161_255_342_123
@@ -458,8 +461,8 @@ def test_canonical_symbols_come_from_base_and_quote() -> None:
     ]
     body = frame({"timezone": "UTC", "rateLimits": [], "symbols": rows})
     assert BINANCE.read_metadata(body) == {
-        "BTCUSDT": "BTC/USDT",
-        "币安人生USDT": "币安人生/USDT",
+        "BTCUSDT": Market("BTC/USDT", "BTCUSDT"),
+        "币安人生USDT": Market("币安人生/USDT", "币安人生USDT"),
     }
 
 
@@ -486,4 +489,146 @@ def test_the_limits_are_the_documented_ones() -> None:
     limits = BINANCE.limits
     assert limits.symbols_per_connection <= 1024
     assert (limits.connections, limits.connections_window_s) == (300, 300.0)
+    assert limits.connection_age_s == 86_400.0
+    assert (limits.rest_weight, limits.rest_window_s) == (6000, 60.0)
+    assert (limits.metadata_weight, limits.page_weight, limits.page_rows) == (20, 25, 1000)
     assert BINANCE.metadata_path == "/api/v3/exchangeInfo"
+
+
+# --- Pages
+
+PAGE_ROW: dict[str, Any] = {
+    "id": 3_735_683_259,
+    "price": "61837.63000000",
+    "qty": "0.02000000",
+    "quoteQty": "1236.75260000",
+    "time": TIME_US,
+    "isBuyerMaker": True,
+    "isBestMatch": True,
+}
+
+
+def page(*rows: dict[str, Any]) -> bytes:
+    """Rows with other fields; None takes a field away."""
+    full = [{**PAGE_ROW, **row} for row in rows]
+    return frame([{k: v for k, v in row.items() if v is not None} for row in full])
+
+
+@pytest.mark.parametrize("symbol", ["BTCUSDT", "币安人生USDT", "A&fromId=7 /?#%"])
+def test_a_page_is_asked_for_by_its_first_id(symbol: str) -> None:
+    path = BINANCE.page_path(PageRequest(symbol, 12, 5, 700, False), symbol)
+    assert path.isascii()
+    url = urlsplit(path)
+    assert url.path == "/api/v3/historicalTrades"
+    assert parse_qs(url.query) == {"symbol": [symbol], "fromId": ["12"], "limit": ["700"]}
+    assert BINANCE.pages_by_id
+
+
+@pytest.mark.parametrize(("rows", "limit"), [(-3, 1), (0, 1), (1, 1), (1000, 1000), (5000, 1000)])
+def test_a_page_has_a_thousand_rows_at_most(rows: int, limit: int) -> None:
+    assert BINANCE.page_path(PageRequest("A", 1, 1, rows, True), "A").endswith(f"&limit={limit}")
+
+
+def test_a_page_gives_the_same_trades_as_the_stream() -> None:
+    decoded = BINANCE.decode_page("BTCUSDT", page({}, {"id": 7, "isBuyerMaker": False}))
+    streamed = only(combined()), only(combined(t=7, m=False))
+    assert decoded == (streamed, BACKFILL, ())
+    assert BINANCE.decode_page("BTCUSDT", b"[]") == ((), BACKFILL, ())
+
+
+@pytest.mark.parametrize(
+    ("time", "time_us"),
+    [
+        (TIME_US, TIME_US),
+        (1_723_161_255_342, 1_723_161_255_342_000),
+        (10**14, 10**14),
+        (1, 1000),
+        (MAX_TIME_US, MAX_TIME_US),
+    ],
+)
+def test_the_times_of_a_page_are_told_by_their_magnitude_too(time: int, time_us: int) -> None:
+    (trade,) = BINANCE.decode_page("BTCUSDT", page({"time": time})).trades
+    assert trade.time_us == time_us
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"id": -1}, "id"),
+        ({"id": 2**63}, "id"),
+        ({"id": "3"}, "id"),
+        ({"id": True}, "id"),
+        ({"id": None}, "`id`"),
+        ({"price": 61837.63}, "price"),
+        ({"price": "1,5"}, "price is no decimal"),
+        ({"price": "-1"}, "price is no decimal"),
+        ({"qty": ""}, r"quantity \(qty\) is no decimal"),
+        ({"qty": None}, "`qty`"),
+        ({"time": 0}, "time"),
+        ({"time": -1}, "time"),
+        ({"time": 10**14 - 1}, "time is after 2262"),
+        ({"time": MAX_TIME_US + 1}, "time"),
+        ({"time": "1723161255342"}, "time"),
+        ({"isBuyerMaker": 1}, "isBuyerMaker"),
+        ({"isBuyerMaker": None}, "isBuyerMaker"),
+    ],
+)
+def test_a_malformed_row_costs_only_itself(changes: dict[str, Any], reason: str) -> None:
+    decoded = BINANCE.decode_page("BTCUSDT", page({"id": 1}, changes, {"id": 3}))
+    assert [trade.trade_id for trade in decoded.trades] == [1, 3]
+    (problem,) = decoded.problems
+    assert problem.startswith("trade 2 of 3: ")
+    with pytest.raises(Undecodable, match=reason) as told:
+        BINANCE.decode_page("BTCUSDT", page(changes))
+    assert len(str(told.value)) < 300
+
+
+def test_a_page_of_a_thousand_bad_rows_gives_a_short_reason() -> None:
+    with pytest.raises(Undecodable, match="and 980 more") as told:
+        BINANCE.decode_page("BTCUSDT", page(*[{"id": -1}] * 1000))
+    assert len(str(told.value)) < 5000
+    decoded = BINANCE.decode_page("BTCUSDT", page({}, *[{"id": -1}] * 1000))
+    assert len(decoded.problems) == 21
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html>",
+        b"null",
+        b"{}",
+        b'{"code":-1121,"msg":"Invalid symbol."}',
+        b"[1]",
+        b"[null]",
+        b"[[]]",
+        page({})[:-1],
+        page({}).replace(b"61837", b"\xff"),
+        page({}).replace(b"3735683259", b"1" * 5000),
+        b"[" * 1_000_000,
+        b"[" + b'{"a":' * 1_000_000,
+    ],
+)
+def test_what_is_no_page_is_undecodable_and_nothing_worse(body: bytes) -> None:
+    with pytest.raises(Undecodable):
+        BINANCE.decode_page("BTCUSDT", body)
+
+
+@pytest.mark.parametrize("symbol", ["", "A\0", "\ud800", "X" * 65])
+def test_a_page_of_what_can_be_no_symbol_is_undecodable(symbol: str) -> None:
+    with pytest.raises(Undecodable, match="symbol"):
+        BINANCE.decode_page(symbol, page({}))
+
+
+@pytest.mark.parametrize(
+    ("text", "used"),
+    [("5700", 5700), ("0", 0), ("", None), ("-1", None), ("1e3", None), ("9" * 5000, None)],
+)
+def test_the_used_weight_stands_in_a_header(text: str, used: int | None) -> None:
+    assert BINANCE.used_weight({"x-mbx-used-weight-1m": text}) == used
+    assert BINANCE.used_weight({}) is None
+
+
+def test_no_answer_with_status_200_is_a_refusal() -> None:
+    assert BINANCE.refusal(b'{"error":["EGeneral:Too many requests"]}') is None
+    assert BINANCE.rest_headers == {"X-MBX-TIME-UNIT": "MICROSECOND"}

@@ -22,7 +22,7 @@ from feedmono.exchanges.base import (
     Undecodable,
     Unknown,
 )
-from feedmono.trade import MAX_TIME_US, MAX_TRADE_ID, is_decimal, is_symbol
+from feedmono.trade import BACKFILL, MAX_TIME_US, MAX_TRADE_ID, is_decimal, is_symbol
 
 FRAMES = 100_000
 BLOCK = 1_000
@@ -76,6 +76,24 @@ SEEDS = {
     ],
 }
 GOOD = {"binance": BINANCE_TRADE, "kraken": KRAKEN_TRADES}
+BINANCE_PAGE = (
+    b'[{"id":28457,"price":"4.00000100","qty":"12.00000000","quoteQty":"48.000012",'
+    b'"time":1499865549590,"isBuyerMaker":true,"isBestMatch":true},{"id":28458,"price":"1e-7",'
+    b'"qty":"2","quoteQty":"0","time":1723161255342123,"isBuyerMaker":false,"isBestMatch":true}]'
+)
+KRAKEN_PAGE = (
+    b'{"error":[],"result":{"XXBTZUSD":[["68500.0","0.01044926",1716813791.7980099,"b","l","",'
+    b'70635299],["68500.10","1e-8",1716813791.8,"s","m","",70635300]],"last":"1716813791800000000"}}'
+)
+PAGES = {
+    "binance": [BINANCE_PAGE, BINANCE_PAGE, b"[]", b'{"code":-1121,"msg":"Invalid symbol."}'],
+    "kraken": [
+        KRAKEN_PAGE,
+        KRAKEN_PAGE,
+        b'{"error":[],"result":{"XDGUSD":[],"last":"0"}}',
+        b'{"error":["EGeneral:Too many requests"]}',
+    ],
+}
 SYMBOL = {"binance": "BTCUSDT", "kraken": "BTC/USD"}
 
 NUMBERS = b"-0 1 -1 1.0 1e400 -1e-400 9223372036854775808 18446744073709551616 NaN Infinity".split()
@@ -216,6 +234,39 @@ def test_broken_frames_are_survived_and_what_follows_is_read(name: str, full: bo
             session.poll(now_s)
     # The mutations leave some frames readable; if none were, nothing would have been tested.
     assert frames / 100 < readable < frames / 2
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", names())
+def test_broken_pages_are_survived_and_what_is_read_of_them_stood_there(
+    name: str, full: bool
+) -> None:
+    bodies = FRAMES * 10 if full else FRAMES
+    exchange = load(name)
+    rng = random.Random(f"{name} 3")
+    good = exchange.decode_page(SYMBOL[name], PAGES[name][0])
+    assert [len(good.trades), good.problems] == [2, ()]
+    readable = flawed = refused = 0
+    for _ in range(bodies):
+        data = rng.choice(PAGES[name])
+        for _ in range(rng.choice((1, 1, 2))):
+            data = rng.choice(MUTATIONS)(rng, data) or b"{"
+        refusal = exchange.refusal(data)
+        refused += refusal is not None
+        assert refusal is None or len(refusal.reason) < 600
+        try:
+            decoded = exchange.decode_page(SYMBOL[name], data)
+        except Undecodable:
+            continue
+        readable += 1
+        flawed += bool(decoded.problems)
+        assert_sound(decoded, data)
+        assert decoded.origin == BACKFILL
+        assert {trade.symbol for trade in decoded.trades} <= {SYMBOL[name]}
+    assert bodies / 100 < readable < bodies
+    assert flawed > bodies / 1000
+    assert (refused > 0) == (name == "kraken")
+    assert exchange.decode_page(SYMBOL[name], PAGES[name][0]) == good
 
 
 @pytest.mark.parametrize("name", names())

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from sessions import START_S, frame, recorded
 
 from feedmono.exchanges.base import (
     Data,
+    Market,
+    PageRequest,
+    Refusal,
     Session,
     Undecodable,
     Unknown,
 )
 from feedmono.exchanges.kraken import Kraken
-from feedmono.trade import BUY, MAX_TIME_US, SELL, SNAPSHOT, STREAM, Trade
+from feedmono.trade import BACKFILL, BUY, MAX_TIME_US, SELL, SNAPSHOT, STREAM, Trade
 
 KRAKEN = Kraken()
 ROW = (
@@ -285,8 +290,17 @@ def test_canonical_symbols_come_from_wsname_with_the_new_names_of_assets() -> No
         "ODD": {"wsname": "A/B/C"},
         "HALF": {"wsname": "A/"},
     }
-    markets = ["BTC/USD", "DOGE/USD", "ETH/BTC", "WXBT/USD", "AAPLx/USD"]
-    assert KRAKEN.read_metadata(frame({"error": [], "result": result})) == {m: m for m in markets}
+    # Without an altname, the pair's key names it as well.
+    rest_names = {
+        "BTC/USD": "XBTUSD",
+        "DOGE/USD": "XDGUSD",
+        "ETH/BTC": "ETHXBT",
+        "WXBT/USD": "WXBTUSD",
+        "AAPLx/USD": "AAPLxUSD",
+    }
+    assert KRAKEN.read_metadata(frame({"error": [], "result": result})) == {
+        symbol: Market(symbol, rest_name) for symbol, rest_name in rest_names.items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -312,4 +326,188 @@ def test_another_answer_is_not_taken_for_metadata(body: bytes) -> None:
 def test_the_limits_are_the_documented_ones() -> None:
     limits = KRAKEN.limits
     assert (limits.connections, limits.connections_window_s) == (150, 600.0)
+    assert limits.connection_age_s == math.inf
+    assert limits.rest_weight / limits.rest_window_s == 1.0
+    assert (limits.metadata_weight, limits.page_weight, limits.page_rows) == (1, 1, 1000)
     assert KRAKEN.metadata_path == "/0/public/AssetPairs"
+
+
+# --- Pages
+
+PAGE_ROW = '["68500.0","0.01044926",1716813791.7980099,"b","l","",70635299]'
+
+
+def page(*rows: str, name: str = "XXBTZUSD", error: str = "") -> bytes:
+    result = f'{{"{name}":[{",".join(rows)}],"last":"1716813791798009999"}}'
+    return f'{{"error":[{error}],"result":{result}}}'.encode()
+
+
+def page_row(**changes: str) -> str:
+    """A row with other elements, given as JSON."""
+    names = "price", "volume", "time", "side", "kind", "misc", "trade_id"
+    texts = '"68500.0"', '"0.01044926"', "1716813791.7980099", '"b"', '"l"', '""', "70635299"
+    return f"[{','.join((dict(zip(names, texts, strict=True)) | changes).values())}]"
+
+
+def test_a_page_is_asked_for_from_a_microsecond_before_its_first_trade() -> None:
+    wish = PageRequest("BTC/USD", 12, 1_716_813_791_798_009, 700, False)
+    url = urlsplit(KRAKEN.page_path(wish, "XBT/U&D"))
+    assert url.path == "/0/public/Trades"
+    since = "1716813791798008000"
+    assert parse_qs(url.query) == {"pair": ["XBT/U&D"], "since": [since], "count": ["700"]}
+    assert not KRAKEN.pages_by_id
+
+
+@pytest.mark.parametrize(
+    ("rows", "since_us", "tail"),
+    [
+        (5000, 0, "since=0&count=1000"),
+        (0, -7, "since=0&count=1"),
+        (10, 1, "since=0&count=10"),
+        (1000, 2, "since=1000&count=1000"),
+    ],
+)
+def test_a_page_is_asked_for_within_bounds(rows: int, since_us: int, tail: str) -> None:
+    wish = PageRequest("BTC/USD", 1, since_us, rows, True)
+    assert KRAKEN.page_path(wish, "XBTUSD").endswith(tail)
+
+
+@pytest.mark.parametrize("name", ["XXBTZUSD", "XBTUSD", "anything", "币"])
+def test_a_page_gives_the_same_trades_as_the_stream(name: str) -> None:
+    rows = PAGE_ROW, page_row(side='"s"', trade_id="70635300", price="2688.30", volume="1e-8")
+    sold = TRADE._replace(trade_id=70_635_300, price="2688.30", quantity="1e-8", side=SELL)
+    assert KRAKEN.decode_page("BTC/USD", page(*rows, name=name)) == ((TRADE, sold), BACKFILL, ())
+    assert KRAKEN.decode_page("BTC/USD", page(name=name)) == ((), BACKFILL, ())
+
+
+@pytest.mark.parametrize(
+    ("time", "time_us"),
+    [
+        ("1716813791.7980099", 1_716_813_791_798_009),
+        ("1716813791.7980090", 1_716_813_791_798_009),
+        ("1716813791.798009", 1_716_813_791_798_009),
+        ("1716813791.7", 1_716_813_791_700_000),
+        ("1716813791.0", 1_716_813_791_000_000),
+        ("1716813791", 1_716_813_791_000_000),
+        ("1716813791.9999999", 1_716_813_791_999_999),
+        ("1716813791.99999999999999999999999999999999999", 1_716_813_791_999_999),
+        ("1.7168137917980099e9", 1_716_813_791_798_009),
+        ('"1716813791.7980099"', 1_716_813_791_798_009),
+        ("0.000001", 1),
+        ("9223372036.854775", MAX_TIME_US),
+        ("9223372036.8547759", MAX_TIME_US),
+    ],
+)
+def test_the_times_of_a_page_are_cut_to_the_microsecond(time: str, time_us: int) -> None:
+    (trade,) = KRAKEN.decode_page("BTC/USD", page(page_row(time=time))).trades
+    assert trade.time_us == time_us
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"price": '"-1.0"'}, "price is no decimal"),
+        ({"price": '"1,5"'}, "price is no decimal"),
+        ({"price": "null"}, "price is no decimal"),
+        ({"price": '"٣"'}, "ascii"),
+        ({"volume": "[1]"}, "volume is no decimal"),
+        ({"volume": "1e400"}, "volume is no decimal"),
+        ({"time": "0"}, "before 1970 or after 2262"),
+        ({"time": "0.0000009"}, "before 1970 or after 2262"),
+        ({"time": "-1716813791.7"}, "time is no decimal"),
+        ({"time": "9223372036.854776"}, "before 1970 or after 2262"),
+        ({"time": "1e99"}, "before 1970 or after 2262"),
+        ({"time": "1" * 49}, "time is no decimal"),
+        ({"time": "true"}, "time is no decimal"),
+        ({"side": '"buy"'}, "side is neither b nor s"),
+        ({"side": "null"}, "str"),
+        ({"trade_id": "-1"}, "int"),
+        ({"trade_id": str(2**63)}, "int"),
+        ({"trade_id": "1.5"}, "int"),
+        ({"trade_id": "true"}, "int"),
+        ({"trade_id": '"7"'}, "int"),
+        ({"trade_id": "9" * 5000}, "int|Integer|Number"),
+    ],
+)
+def test_a_malformed_row_costs_only_itself(changes: dict[str, str], reason: str) -> None:
+    rows = page_row(trade_id="1"), page_row(**changes), page_row(trade_id="3")
+    decoded = KRAKEN.decode_page("BTC/USD", page(*rows))
+    assert [trade.trade_id for trade in decoded.trades] == [1, 3]
+    (problem,) = decoded.problems
+    assert problem.startswith("trade 2 of 3: ")
+    with pytest.raises(Undecodable, match=reason) as told:
+        KRAKEN.decode_page("BTC/USD", page(rows[1]))
+    assert len(str(told.value)) < 300
+
+
+def test_a_row_may_get_more_elements_but_not_fewer() -> None:
+    longer, shorter = page_row(more='"x",1e999'), '["68500.0","0.1",1.5,"b","l",""]'
+    decoded = KRAKEN.decode_page("BTC/USD", page(longer, shorter))
+    assert decoded.trades == (TRADE,)
+    assert len(decoded.problems) == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html>",
+        b"null",
+        b"[]",
+        b"{}",
+        b'{"error":[]}',
+        b'{"error":[],"result":null}',
+        b'{"error":[],"result":[]}',
+        b'{"error":[],"result":{"last":"5"}}',
+        b'{"error":[],"result":{"A":[],"B":[],"last":"5"}}',
+        b'{"error":[],"result":{"A":{},"last":"5"}}',
+        b'{"error":[],"result":{"A":[[]],"last":"5"}}',
+        b'{"error":[],"result":{"A":[1],"last":"5"}}',
+        b'{"error":["EGeneral:Too many requests"]}',
+        page(PAGE_ROW, error='"EService:Unavailable"'),
+        page(PAGE_ROW)[:-1],
+        page(PAGE_ROW).replace(b'"b"', b'"\xff"'),
+        b'{"error":[],"result":{"A":' + b"[" * 1_000_000,
+        b"[" * 1_000_000,
+        b'{"a":' * 1_000_000,
+    ],
+)
+def test_what_is_no_page_is_undecodable_and_nothing_worse(body: bytes) -> None:
+    with pytest.raises(Undecodable) as told:
+        KRAKEN.decode_page("BTC/USD", body)
+    assert len(str(told.value)) < 600
+
+
+@pytest.mark.parametrize("symbol", ["", "A\0", "\ud800", "X" * 65])
+def test_a_page_of_what_can_be_no_symbol_is_undecodable(symbol: str) -> None:
+    with pytest.raises(Undecodable, match="symbol"):
+        KRAKEN.decode_page(symbol, page(PAGE_ROW))
+
+
+@pytest.mark.parametrize(
+    ("body", "reason", "limited"),
+    [
+        (b'{"error":["EGeneral:Too many requests"]}', "EGeneral:Too many requests", True),
+        (b'{"error":["EAPI:Rate limit exceeded"],"result":{}}', "EAPI:Rate limit exceeded", True),
+        (b'{"error":["EService: Throttled: 1716"]}', "EService: Throttled: 1716", True),
+        (b' {\n "error" : [ "EQuery:Unknown asset pair" ] }', "EQuery:Unknown asset pair", False),
+        (b'{"error":["a","b"]}', "a; b", False),
+        (b'{"error":["EGeneral:Too many', "EGeneral:Too many", True),
+        (b'{"error":["\xff"]}', "error", False),
+        (b'{"error":["' + b"x" * 5000 + b'"]}', "xxx", False),
+    ],
+)
+def test_an_error_with_status_200_is_a_refusal(body: bytes, reason: str, limited: bool) -> None:
+    refusal = KRAKEN.refusal(body)
+    assert isinstance(refusal, Refusal)
+    assert refusal.limited is limited
+    assert reason in refusal.reason
+    assert len(refusal.reason) < 600
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b"{}", b'{"error":[]}', page(PAGE_ROW), b'{"error":"x"}', b"\xff" * 9]
+)
+def test_what_is_no_error_is_no_refusal(body: bytes) -> None:
+    assert KRAKEN.refusal(body) is None
+    assert KRAKEN.used_weight({"x-mbx-used-weight-1m": "7"}) is None

@@ -24,7 +24,7 @@ WINDOW_S = 100.0
 
 
 def limits(connections: int) -> Limits:
-    return Limits(symbols_per_connection=1, connections=connections, connections_window_s=WINDOW_S)
+    return Limits(1, connections, WINDOW_S, 86400, 60, 60, 1, 1, 1000)
 
 
 @pytest.fixture
@@ -104,7 +104,8 @@ from feedmono import log
 from feedmono.exchanges.base import Limits
 from feedmono.limiter import AttemptLimiter
 log.configure('error', 'text')
-one = AttemptLimiter(Path({str(file)!r}), Limits(1, 10, {WINDOW_S}), log.get())
+limits = Limits(1, 10, {WINDOW_S}, 86400, 60, 60, 1, 1, 1000)
+one = AttemptLimiter(Path({str(file)!r}), limits, log.get())
 print([one.reserve(time.time()) for _ in range(3)], flush=True)
 time.sleep(60)
 """

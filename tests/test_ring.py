@@ -120,6 +120,80 @@ def test_a_writer_goes_on_with_the_next_sequence(
     assert RingWriter(path).next_sequence == records[-1].sequence + 1, "of a drained ring as well"
 
 
+def test_a_reader_seeks_behind_and_before_the_cursor(
+    made: tuple[RingWriter, RingReader], path: Path
+) -> None:
+    writer, reader = made
+    writer.append([b"a", b"b", b"c"], FRAME, 0, 1)
+    a, b, c = reader.read(10, 1000)
+    reader.acknowledge(a.end)
+    again = RingReader(path)
+    assert again.seek(b.end)
+    assert again.acknowledged == a.end, "acknowledge frees what was skipped"
+    again.acknowledge(b.end)
+    assert again.last_sequence == 0
+    assert again.read(10, 1000) == [c]
+    assert again.last_sequence == c.sequence
+    assert again.seek(c.end)
+    assert again.read(10, 1000) == []
+    assert again.seek(0)
+    assert again.acknowledged == 0, "the writer keeps off"
+    assert RingReader(path).read(10, 1000) == [a, b, c]
+    assert again.read(10, 1000) + again.read(10, 1000) == [a, b, c]
+    again.acknowledge(c.end)
+
+
+def test_a_reader_does_not_seek_to_what_may_be_gone(made: tuple[RingWriter, RingReader]) -> None:
+    writer, reader = made
+    ends = [0]
+    for number in range(40):
+        assert writer.append([bytes([number]) * 4000], FRAME, 0, 1)
+        ends += [r.end for r in reader.read(1, 1)]
+        reader.acknowledge(reader.position)
+    before = (reader.position, reader.acknowledged)
+    lost = [end for end in ends if writer.committed - end > SMALL]
+    assert len(lost) > 20
+    for position in (*lost, -8, ends[-1] + 8, ends[-2] + 8, ends[-2] + 1):
+        assert not reader.seek(position), position
+        assert (reader.position, reader.acknowledged) == before
+    assert reader.seek(ends[-3])
+    assert [r.payload[0] for r in reader.read(10, 1 << 20)] == [38, 39]
+
+
+@pytest.mark.parametrize("drained", [True, False])
+def test_an_append_under_way_while_the_cursor_moves_back_does_no_harm(
+    drained: bool, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer has looked for room, then the reader moves back, then the writer uses it."""
+    ring.create(path, SMALL)
+    writer, reader = RingWriter(path), RingReader(path)
+    size = 1024 - ring_layout.RECORD_BYTES
+    old = [bytes([number]) * size for number in range(62)]
+    assert writer.append(old, FRAME, 0, 1, last=True) == 62
+    records = reader.read(100, 1 << 20)
+    waiting = [] if drained else old[-4:]
+    reader.acknowledge(records[-1 - len(waiting)].end)
+    fresh = [bytes([100 + number]) * size for number in range(20)]
+    store = RingWriter._store
+
+    def late(self: RingWriter, position: int, parts: list[bytes]) -> None:
+        reader.seek(records[3].end)
+        store(self, position, parts)
+
+    monkeypatch.setattr(RingWriter, "_store", late)
+    assert writer.append(fresh, FRAME, 0, 1) == 20
+    monkeypatch.undo()
+    found = read_all(reader)
+    behind = [*waiting, *fresh]
+    assert found[len(found) - len(behind) :] == behind
+    again = found[: len(found) - len(behind)]
+    assert again == old[62 - len(waiting) - len(again) : 62 - len(waiting)]
+    assert reader.damage
+    reader.acknowledge(reader.position)
+    assert writer.append([b"next"], FRAME, 0, 1) == 1
+    assert read_all(RingReader(path)) == [b"next"]
+
+
 def test_a_torn_tail_is_cut_at_the_last_commit(
     made: tuple[RingWriter, RingReader], path: Path
 ) -> None:

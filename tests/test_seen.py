@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feedmono import seen
-from feedmono.seen import SeenIds
-from feedmono.trade import BUY, SNAPSHOT, STREAM, Trade
+from feedmono import ids as arithmetic
+from feedmono.ids import EPOCH_US, MAX_HOLES
+from feedmono.seen import EXCHANGE, RESTART, Seen
+from feedmono.trade import BACKFILL, BUY, SNAPSHOT, STREAM, Trade
 
 START_US = 1_700_000_000_000_000
+
+
+class SeenIds(Seen):
+    """A new one, that numbers the frames by itself."""
+
+    def __init__(self) -> None:
+        super().__init__({}, 10**6)
+        self.frames = 0
+
+    def admit(
+        self, trades: Sequence[Trade], origin: int = STREAM, sequence: int = 0, now_us: int = 0
+    ) -> Sequence[Trade]:
+        self.frames += 1
+        return super().admit(trades, origin, sequence or self.frames, now_us)
+
+    def last(self, symbol: str) -> int | None:
+        ids = self.symbols.get(symbol)
+        return ids.last_id if ids is not None else None
 
 
 def trades(*ids: int, symbol: str = "BTC/USD", time_us: int = START_US) -> tuple[Trade, ...]:
@@ -77,7 +98,7 @@ def test_the_ranges_admit_what_plain_sets_would(
 @given(frames=FRAMES, limit=st.integers(2, 4))
 def test_forgotten_holes_are_the_only_loss(frames: list[tuple[Trade, ...]], limit: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seen, "MAX_RANGES", limit)
+        patch.setattr(arithmetic, "MAX_HOLES", limit)
         seen_ids = SeenIds()
         given_out: set[tuple[str, int]] = set()
         for frame in frames:
@@ -137,7 +158,7 @@ def test_ids_that_begin_anew_are_new_trades_and_reported() -> None:
     seen_ids = SeenIds()
     for number in range(1, 6):
         seen_ids.admit(trades(number, time_us=START_US + number))
-    later = START_US + 5 + int(seen.EPOCH_S * 1e6)
+    later = START_US + 5 + EPOCH_US
     assert seen_ids.admit(trades(1, time_us=later - 1)) == (), "not new enough: a repeat"
     assert not seen_ids.begun_anew
     assert ids(*seen_ids.admit(trades(1, time_us=later))) == [1]
@@ -150,7 +171,7 @@ def test_ids_that_begin_anew_below_and_run_into_the_old_ones_lose_nothing() -> N
     seen_ids = SeenIds()
     for number in range(2000, 2100):
         seen_ids.admit(trades(number, time_us=START_US + number))
-    begin_us = START_US + 2100 + int(seen.EPOCH_S * 1e6)
+    begin_us = START_US + 2100 + EPOCH_US
     for number in range(1990, 2200):
         assert ids(*seen_ids.admit(trades(number, time_us=begin_us + number))) == [number]
     assert seen_ids.begun_anew == ["BTC/USD"]
@@ -193,18 +214,19 @@ def test_one_absurd_id_does_not_drop_the_ones_below_it() -> None:
 
 def test_with_too_many_holes_the_oldest_is_forgotten() -> None:
     seen_ids = SeenIds()
-    every_second = range(0, 2 * seen.MAX_RANGES, 2)
+    end = 2 * MAX_HOLES + 2
+    every_second = range(0, end, 2)
     for number in every_second:
         assert admitted(seen_ids, number) == [number]
     assert admitted(seen_ids, 1) == [1]  # The limit is reached, not passed: the hole is open.
-    assert admitted(seen_ids, 2 * seen.MAX_RANGES, 2 * seen.MAX_RANGES + 2) != []
+    assert admitted(seen_ids, end, end + 2) != []
     assert admitted(seen_ids, 3) == []
     assert admitted(seen_ids, 5) == [5]
 
 
 def test_a_hole_that_was_filled_does_not_count_as_one() -> None:
     seen_ids = SeenIds()
-    for start in range(0, 100 * seen.MAX_RANGES, 100):
+    for start in range(0, 20_000, 100):
         # Filled from below, from above, and in the middle.
         for number in (0, 2, 9, 3, 8, 4, 5, 6, 7):
             assert admitted(seen_ids, start + number) == [start + number]
@@ -217,5 +239,40 @@ def test_a_hole_that_was_filled_does_not_count_as_one() -> None:
 
 
 def test_one_frame_with_more_holes_than_can_be_kept_loses_none_of_its_trades() -> None:
-    numbers = list(range(4 * seen.MAX_RANGES, 0, -2))
+    numbers = list(range(4 * MAX_HOLES, 0, -2))
     assert admitted(SeenIds(), *numbers) == numbers
+
+
+def test_a_hole_is_laid_to_what_happened_first_since_the_last_trade() -> None:
+    seen_ids = SeenIds()
+    for trade_id, sequence in ((1, 1), (3, 2), (5, 10), (7, 20), (9, 30)):
+        seen_ids.admit(trades(trade_id), STREAM, sequence)
+        if sequence == 2:
+            seen_ids.happened("ring full", 5)
+            seen_ids.happened("disconnect: lost", 6)
+        elif sequence == 10:
+            seen_ids.happened("disconnect: silent", 15)
+    causes = [hole.cause for hole in seen_ids.symbols["BTC/USD"].holes]
+    assert causes == [EXCHANGE, "ring full", "disconnect: silent", EXCHANGE]
+
+
+def test_a_hole_over_a_restart_of_which_nothing_else_is_known_is_laid_to_it() -> None:
+    before = SeenIds()
+    before.admit(trades(1), STREAM, 100)
+    after = Seen(before.symbols, 10**6, sequence=100)
+    after.admit(trades(3), STREAM, 101, 0)
+    assert after.symbols["BTC/USD"].holes[0].cause == RESTART
+    assert (after.found, after.found_trades) == (1, 1)
+
+
+def test_trades_are_counted_by_how_they_came() -> None:
+    seen_ids = SeenIds()
+    for trade_id in (1, 5, 4):
+        seen_ids.admit(trades(trade_id))
+    seen_ids.admit(trades(2, 3, 6), BACKFILL)
+    assert (seen_ids.late, seen_ids.backfilled, seen_ids.found, seen_ids.found_trades) == (
+        1,
+        3,
+        1,
+        3,
+    )

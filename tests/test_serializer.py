@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from feedmono import log, ring, workers
-from feedmono.config import Budget, ExchangeConfig
+from feedmono.backfill import Backfill
+from feedmono.config import BackfillConfig, Budget, ExchangeConfig
 from feedmono.counters import Counters, Field
+from feedmono.coverage import News
 from feedmono.exchanges import load
+from feedmono.exchanges.base import PageRequest
+from feedmono.ledger import Ledger
 from feedmono.metadata import CanonicalSymbols
 from feedmono.ring_layout import BINARY, EVENT, FRAME, HEADER_BYTES, record_bytes
-from feedmono.serializer import Normalizer, Serializer
-from feedmono.sinks.base import Entry, Sink, SinkStats
+from feedmono.seen import Seen
+from feedmono.serializer import Normalizer, Parts, Serializer
+from feedmono.sinks.base import Coverage, Entry, Sink, SinkStats
 
 
 class ManualSink(Sink):
@@ -23,6 +28,9 @@ class ManualSink(Sink):
 
     def __init__(self) -> None:
         self.stats = SinkStats()
+        self.refused: list[tuple[int, int]] = []
+        self.coverages: list[Coverage] = []
+        self.settled = 0
         self.taken: list[Entry] = []
         self.room = 1_000_000
         self.end: int | None = None
@@ -41,6 +49,15 @@ class ManualSink(Sink):
 
     def flush(self) -> None:
         self.flushes += 1
+
+    def cover(self, coverages: Sequence[Coverage]) -> None:
+        self.coverages += coverages
+
+    def mark(self) -> Mapping[str, int]:
+        return {"taken": len(self.taken)}
+
+    def settle(self) -> None:
+        self.settled += 1
 
     def close(self) -> None:
         pass
@@ -71,17 +88,42 @@ class Rig:
         )
         self.metadata = folder / "symbols.json"
         self.canonical = CanonicalSymbols(self.config, self.metadata)
-        self.normalizer = Normalizer(load("binance"), self.canonical, self.counters, log.get())
+        self.ledger_path = folder / "x.ledger"
+        self.ledger: Ledger | None = None
+        self.asked: list[PageRequest] = []
+        self.now_s = 1000.0
         self.window = window
         self.restart()
 
     def restart(self) -> None:
-        """A new serializer on the ring as it is."""
+        """A new serializer on the ring and the ledger as they are."""
         self.reader = ring.RingReader(self.path)
-        self.normalizer = Normalizer(load("binance"), self.canonical, self.counters, log.get())
-        self.serializer = Serializer(
-            self.reader, self.normalizer, self.sink, self.counters, self.window
+        if self.ledger is not None:
+            self.ledger.close()
+        self.ledger = Ledger(self.ledger_path, log.get())
+        self.seen = Seen(self.ledger.copy(), 1000, self.ledger.sequence)
+        self.backfill = Backfill(
+            self.seen,
+            load("binance"),
+            BackfillConfig(86400, 1000, 60),
+            self._ask,
+            lambda: self.now_s,
         )
+        self.normalizer = Normalizer(
+            load("binance"), self.canonical, self.seen, self.backfill, self.counters, log.get()
+        )
+        self.parts = Parts(
+            self.normalizer, self.seen, self.backfill, self.sink, self.ledger, News(10)
+        )
+        self.serializer = Serializer(self.reader, self.parts, self.counters, self.window)
+
+    def _ask(self, wish: PageRequest) -> bool:
+        self.asked.append(wish)
+        return True
+
+    def step(self) -> None:
+        """One round, with what is acknowledged in the ledger."""
+        self.serializer.step(hurry=True)
 
     def append(self, *frames: bytes, kind: int = FRAME, flags: int = 0) -> None:
         assert self.writer.append(frames, kind, 0, 10**18, flags) == len(frames)
@@ -109,42 +151,42 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
 
 def test_the_cursor_moves_only_behind_acknowledgements(rig: Rig) -> None:
     rig.append(*(frame(i) for i in range(1, 6)))
-    rig.serializer.step()
-    rig.serializer.step()
+    rig.step()
+    rig.step()
     assert rig.ids == ["1", "2", "3", "4", "5"]
     assert rig.reader.acknowledged == 0
     rig.sink.acknowledge(3)
-    rig.serializer.step()
+    rig.step()
     assert rig.reader.acknowledged == rig.sink.taken[2].end
     assert rig.counters[Field.DELIVERED_TRADES] == 3
     assert not rig.serializer.idle
     rig.sink.acknowledge(5)
-    rig.serializer.step()
+    rig.step()
     assert rig.serializer.idle
     assert rig.reader.used_bytes == 0
 
 
 def test_a_successor_begins_at_the_oldest_unacknowledged_record(rig: Rig) -> None:
     rig.append(*(frame(i) for i in range(1, 6)))
-    rig.serializer.step()
+    rig.step()
     rig.sink.acknowledge(3)
-    rig.serializer.step()
+    rig.step()
     rig.sink.taken.clear()
     rig.sink.end = None
     rig.restart()
-    rig.serializer.step()
+    rig.step()
     assert rig.ids == ["4", "5"]
 
 
 def test_it_reads_at_most_window_records_past_the_oldest_unacknowledged_one(rig: Rig) -> None:
     rig.append(*(frame(i) for i in range(1, 301)))
     for _ in range(10):
-        rig.serializer.step()
+        rig.step()
     assert len(rig.ids) == 100
     assert rig.sink.flushes > 0, "a full window asks for what is under way to be stored"
     rig.sink.acknowledge(1)
     for _ in range(10):
-        rig.serializer.step()
+        rig.step()
     assert len(rig.ids) == 101
 
 
@@ -152,13 +194,13 @@ def test_a_sink_that_takes_less_gets_the_rest_later_in_order(rig: Rig) -> None:
     rig.append(*(frame(i) for i in range(1, 51)))
     for room in (7, 7, 20, 50):
         rig.sink.room = room
-        rig.serializer.step()
+        rig.step()
         assert rig.ids == [str(i) for i in range(1, room + 1)]
 
 
 def test_a_trade_seen_before_is_dropped_and_its_frame_with_it(rig: Rig) -> None:
     rig.append(frame(7), frame(8), frame(7), frame(10), frame(9))
-    rig.serializer.step()
+    rig.step()
     assert rig.ids == ["7", "8", "10", "9"], "a late trade fills its hole"
     assert rig.sink.taken[2].symbol is None
     assert rig.counters[Field.DUPLICATES] == 1
@@ -169,7 +211,7 @@ def test_what_carries_no_trade_is_acknowledged_with_the_rest(rig: Rig) -> None:
     rig.append(frame(1))
     rig.append(b"\x00binary", flags=BINARY)
     rig.append(b"garbage")
-    rig.serializer.step()
+    rig.step()
     event, trade, binary, garbage = rig.sink.taken
     assert (event.symbol, event.trades, event.dead) == (None, (), None)
     assert (trade.symbol, len(trade.trades)) == ("BTCUSDT", 1)
@@ -184,7 +226,7 @@ def test_a_trade_that_can_not_be_normalized_is_a_dead_letter_and_the_others_go_o
     rig: Rig,
 ) -> None:
     rig.append(frame(1), frame(2, symbol="NEWUSDT"), frame(3))
-    rig.serializer.step()
+    rig.step()
     assert rig.ids == ["1", "3"]
     dead = rig.sink.taken[1].dead
     assert dead is not None
@@ -195,10 +237,10 @@ def test_a_trade_that_can_not_be_normalized_is_a_dead_letter_and_the_others_go_o
 
 def test_metadata_that_comes_later_is_used_from_then_on(rig: Rig) -> None:
     rig.append(frame(1, symbol="NEWUSDT"))
-    rig.serializer.step()
+    rig.step()
     workers.publish(rig.metadata, {"symbols": {"NEWUSDT": "NEW/USDT", "BTCUSDT": "ignored"}})
     rig.append(frame(2, symbol="NEWUSDT"))
-    rig.serializer.step()
+    rig.step()
     assert rig.ids == ["2"]
     assert rig.canonical.names["BTCUSDT"] == "BTC/USDT", "the operator's name stays"
 
@@ -209,13 +251,13 @@ def test_a_damaged_record_becomes_a_dead_letter_and_the_others_are_delivered(rig
         file.seek(HEADER_BYTES + record_bytes(len(frame(1))) + 40)
         file.write(b"\xff\xff")
     for _ in range(6):
-        rig.serializer.step()
+        rig.step()
     assert rig.ids == ["1", "3"]
     (letter,) = [e for e in rig.sink.taken if e.dead]
     assert letter.dead is not None
     assert letter.dead.stage == "ring"
     rig.sink.acknowledge(len(rig.sink.taken))
-    rig.serializer.step()
+    rig.step()
     assert rig.reader.used_bytes == 0
     assert rig.counters[Field.DAMAGED_RECORDS] == 1
 
@@ -224,19 +266,19 @@ def test_positions_of_a_second_ring_go_on_behind_those_of_the_first(
     rig: Rig, tmp_path: Path
 ) -> None:
     rig.append(frame(1))
-    rig.serializer.step()
+    rig.step()
     rig.sink.acknowledge(1)
-    rig.serializer.step()
+    rig.step()
     base = rig.serializer.base
     assert base == rig.sink.taken[0].end
     second = tmp_path / "second.ring"
     ring.create(second, 1 << 20)
     ring.RingWriter(second).append([frame(2)], FRAME, 0, 1)
     reader = ring.RingReader(second)
-    follower = Serializer(reader, rig.normalizer, rig.sink, rig.counters, 100, base)
-    follower.step()
-    follower.step()
+    follower = Serializer(reader, rig.parts, rig.counters, 100, base)
+    follower.step(hurry=True)
+    follower.step(hurry=True)
     assert reader.acknowledged == 0, "what the first ring's last entry said is no news"
     rig.sink.acknowledge(2)
-    follower.step()
+    follower.step(hurry=True)
     assert reader.used_bytes == 0

@@ -11,13 +11,36 @@ ROOT = Path(__file__).parents[1] / "feedmono"
 # Who may import whom: a module may import those of its own level and of the levels below.
 LEVELS = [
     {"cli", "__main__"},
-    {"demo", "table", "tail", "check", "probes"},
+    {"demo", "table", "tail", "check", "probes", "verify", "ledger_table"},
     {"supervisor"},
     {"reader", "serializer", "snapshot", "statelock"},
-    {"connection", "metadata", "workers", "sinks", "simulator"},
+    {
+        "connection",
+        "errands",
+        "slots",
+        "metadata",
+        "workers",
+        "backfill",
+        "coverage",
+        "sinks",
+        "simulator",
+    },
     {"config", "config_layers", "config_keys", "config_text", "config_values"},
-    {"ring", "exchanges", "avro", "seen", "wire", "watch", "limiter", "counters", "rest"},
-    {"ring_layout", "framing", "trade", "log", "resources"},
+    {
+        "ring",
+        "exchanges",
+        "messages",
+        "avro",
+        "seen",
+        "wire",
+        "watch",
+        "limiter",
+        "pace",
+        "counters",
+        "rest",
+        "ledger",
+    },
+    {"ids", "ring_layout", "framing", "trade", "log", "resources"},
 ]
 
 # The standard places of third-party libraries; a folder stands for all of its files.

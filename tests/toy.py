@@ -10,7 +10,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import TracebackType
 from typing import Any, ClassVar, NamedTuple
 
 import pytest
@@ -20,7 +22,7 @@ from feedmono import log
 from feedmono.config import ConnectionsConfig
 from feedmono.connection import Connection, State
 from feedmono.exchanges import base
-from feedmono.exchanges.base import Event, Exchange, Limits, Session
+from feedmono.exchanges.base import Event, Exchange, Limits, Market, PageRequest, Session
 from feedmono.limiter import AttemptLimiter
 
 LIMIT_S = 20.0
@@ -70,9 +72,19 @@ class Toy(Exchange):
 
     name = "toy"
     limits: ClassVar[Limits] = Limits(
-        symbols_per_connection=10, connections=1000, connections_window_s=60.0
+        symbols_per_connection=10,
+        connections=1000,
+        connections_window_s=60.0,
+        connection_age_s=math.inf,
+        rest_weight=1000,
+        rest_window_s=1.0,
+        metadata_weight=1,
+        page_weight=1,
+        page_rows=100,
     )
     metadata_path = "/none"
+    pages_by_id = True
+    rest_headers: ClassVar[Mapping[str, str]] = {"X-Toy": "yes"}
 
     def __init__(self, answer_limit_s: float = math.inf) -> None:
         self._answer_limit_s = answer_limit_s
@@ -86,8 +98,83 @@ class Toy(Exchange):
     def decode(self, frame: bytes) -> base.Decoded:
         raise base.Undecodable("the toy exchange has no trades to decode")
 
-    def read_metadata(self, body: bytes) -> Mapping[str, str]:
+    def read_metadata(self, body: bytes) -> Mapping[str, Market]:
         raise ValueError("the toy exchange has no metadata")
+
+    def page_path(self, request: PageRequest, rest_name: str) -> str:
+        return f"/{rest_name}/{request.first_id}/{request.rows}"
+
+    def decode_page(self, symbol: str, body: bytes) -> base.Decoded:
+        raise base.Undecodable("the toy exchange has no trades to decode")
+
+    def refusal(self, body: bytes) -> base.Refusal | None:
+        if not body.startswith(b"no "):
+            return None
+        return base.Refusal(body.decode(), body == b"no more")
+
+    def used_weight(self, headers: Mapping[str, str]) -> int | None:
+        return int(headers["x-toy-used"]) if "x-toy-used" in headers else None
+
+
+class Reply(NamedTuple):
+    """What a `RestServer` answers."""
+
+    status: int = 200
+    body: bytes = b"a page"
+    headers: Mapping[str, str] = {}
+
+
+class RestServer:
+    """A REST server whose answers a test gives."""
+
+    def __init__(self, answer: Callable[[str], Reply], port: int = 0) -> None:
+        """:param answer: what a path (with its query) is answered."""
+        self.paths: list[str] = []
+        self.headers: list[Mapping[str, str]] = []
+        self.connections = 0
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            # An answer is one write: two wait for each other's acknowledgement.
+            wbufsize = -1
+
+            def setup(self) -> None:
+                super().setup()
+                outer.connections += 1
+
+            def do_GET(self) -> None:
+                outer.paths.append(self.path)
+                outer.headers.append({name.lower(): text for name, text in self.headers.items()})
+                status, body, headers = answer(self.path)
+                self.send_response(status)
+                for name, text in ({"Content-Length": str(len(body))} | dict(headers)).items():
+                    self.send_header(name, text)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.01,), daemon=True
+        )
+
+    def __enter__(self) -> RestServer:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
 
 
 def trades(first: int, count: int) -> list[bytes]:
@@ -122,6 +209,9 @@ class Desk:
         self.delivered: list[Delivered] = []
         self.states: list[State] = []
         self.reconnects: list[str] = []
+        self.agings: list[str] = []
+        self.readies = 0
+        self.full_rings = 0
         self.symbols: dict[str, str] = {}
         self.unknowns: list[str] = []
         self.blocks: list[float] = []
@@ -175,6 +265,16 @@ class Desk:
             self.reconnects.append(reason)
             self._changed.notify_all()
 
+    def aging(self, number: int, reason: str) -> None:
+        with self._changed:
+            self.agings.append(reason)
+            self._changed.notify_all()
+
+    def ready(self, number: int) -> None:
+        with self._changed:
+            self.readies += 1
+            self._changed.notify_all()
+
     def subscribed(self, number: int, symbol: str) -> None:
         with self._changed:
             self.symbols[symbol] = "subscribed"
@@ -188,6 +288,11 @@ class Desk:
     def unknown(self, number: int, reason: str) -> None:
         with self._changed:
             self.unknowns.append(reason)
+            self._changed.notify_all()
+
+    def full(self, number: int) -> None:
+        with self._changed:
+            self.full_rings += 1
             self._changed.notify_all()
 
     def blocked(self, number: int, seconds: float) -> None:
@@ -219,8 +324,11 @@ def limits(
     frame_limit_bytes: int = 1 << 20,
     silence_limit_s: float = 30.0,
     stale_limit_s: float = 120.0,
+    max_age_s: float = 3600.0,
 ) -> ConnectionsConfig:
-    return ConnectionsConfig(frame_limit_bytes, silence_limit_s, stale_limit_s, 30.0)
+    return ConnectionsConfig(
+        frame_limit_bytes, silence_limit_s, stale_limit_s, 30.0, max_age_s, redundancy=1
+    )
 
 
 class Running:

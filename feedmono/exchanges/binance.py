@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from urllib.parse import quote
 
 import msgspec
 
@@ -19,6 +20,8 @@ from feedmono.exchanges.base import (
     Event,
     Exchange,
     Limits,
+    Market,
+    PageRequest,
     Refused,
     Session,
     Shutdown,
@@ -29,6 +32,7 @@ from feedmono.exchanges.base import (
     excerpt,
 )
 from feedmono.trade import (
+    BACKFILL,
     BUY,
     MAX_DECIMAL_CHARS,
     MAX_SYMBOL_CHARS,
@@ -56,6 +60,9 @@ _PASSING_CODES = frozenset({-1000, -1001, -1003, -1006, -1007, -1008, -1034})
 _FIRST_MICROSECOND = 10**14
 
 _UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
+_MAX_PROBLEMS = 20
+# rest-api.md, historicalTrades.
+_PAGE_ROWS = 1000
 
 _T = TypeVar("_T")
 
@@ -96,6 +103,14 @@ class _Combined(msgspec.Struct, gc=False):
     data: _Event
 
 
+class _PageRow(msgspec.Struct, gc=False):
+    trade_id: Annotated[int, msgspec.Meta(ge=0, le=MAX_TRADE_ID)] = msgspec.field(name="id")
+    price: str
+    quantity: str = msgspec.field(name="qty")
+    time: Annotated[int, msgspec.Meta(gt=0, le=MAX_TIME_US)]
+    buyer_is_maker: bool = msgspec.field(name="isBuyerMaker")
+
+
 class _Kind(msgspec.Struct):
     e: Any = None
 
@@ -113,14 +128,14 @@ class _Message(msgspec.Struct):
     msg: Any = None
 
 
-class _Market(msgspec.Struct):
+class _Listed(msgspec.Struct):
     symbol: str
     base: str = msgspec.field(name="baseAsset")
     quote: str = msgspec.field(name="quoteAsset")
 
 
 class _ExchangeInfo(msgspec.Struct):
-    symbols: list[_Market]
+    symbols: list[_Listed]
 
 
 _new = tuple.__new__
@@ -129,15 +144,29 @@ _decode_kind = msgspec.json.Decoder(_Kind).decode
 _decode_message = msgspec.json.Decoder(_Message).decode
 _decode_any = msgspec.json.Decoder().decode
 _decode_info = msgspec.json.Decoder(_ExchangeInfo).decode
+_decode_page = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_decode_row = msgspec.json.Decoder(_PageRow).decode
 
 
 class Binance(Exchange):
     name = "binance"
-    # web-socket-streams.md: 1024 streams per connection, 300 attempts per 5 minutes and address.
+    # web-socket-streams.md: 1024 streams per connection, 300 attempts per 5 minutes and address,
+    # a connection ends after 24 hours. rest-api.md: the weights of an address and a minute.
     limits: ClassVar[Limits] = Limits(
-        symbols_per_connection=1024, connections=300, connections_window_s=300.0
+        symbols_per_connection=1024,
+        connections=300,
+        connections_window_s=300.0,
+        connection_age_s=86_400.0,
+        rest_weight=6000,
+        rest_window_s=60.0,
+        metadata_weight=20,
+        page_weight=25,
+        page_rows=_PAGE_ROWS,
     )
     metadata_path = "/api/v3/exchangeInfo"
+    pages_by_id = True
+    # rest-api.md: times are milliseconds without it.
+    rest_headers: ClassVar[Mapping[str, str]] = {"X-MBX-TIME-UNIT": "MICROSECOND"}
 
     def session(self, symbols: Sequence[str]) -> Session:
         return _BinanceSession(symbols)
@@ -181,14 +210,43 @@ class Binance(Exchange):
             pass
         return _decode_carefully(frame)
 
-    def read_metadata(self, body: bytes) -> Mapping[str, str]:
+    def read_metadata(self, body: bytes) -> Mapping[str, Market]:
         try:
-            markets = _decode_info(body).symbols
+            listed = _decode_info(body).symbols
         except _UNREADABLE as error:
             raise ValueError(f"not an exchangeInfo answer: {error}: {excerpt(body)}") from error
-        if not markets:
+        if not listed:
             raise ValueError(f"an exchangeInfo answer without any symbol: {excerpt(body)}")
-        return {market.symbol: f"{market.base}/{market.quote}" for market in markets}
+        return {each.symbol: Market(f"{each.base}/{each.quote}", each.symbol) for each in listed}
+
+    def page_path(self, request: PageRequest, rest_name: str) -> str:
+        rows = max(1, min(request.rows, _PAGE_ROWS))
+        symbol = quote(rest_name, safe="")
+        return f"/api/v3/historicalTrades?symbol={symbol}&fromId={request.first_id}&limit={rows}"
+
+    def decode_page(self, symbol: str, body: bytes) -> Decoded:
+        if not is_symbol(symbol):
+            raise Undecodable(f"the symbol asked for can't be one: {symbol[:60]!r}")
+        try:
+            rows = _decode_page(body)
+        except _UNREADABLE as error:
+            raise Undecodable(f"not a list of trades: {error}: {excerpt(body)}") from error
+        trades: list[Trade] = []
+        problems: list[str] = []
+        for number, row in enumerate(rows, 1):
+            try:
+                trades.append(_page_trade(symbol, _decode_row(row)))
+            except _UNREADABLE as error:
+                problems.append(f"trade {number} of {len(rows)}: {str(error)[:200]}")
+        if len(problems) > _MAX_PROBLEMS:
+            problems[_MAX_PROBLEMS:] = [f"and {len(problems) - _MAX_PROBLEMS} more"]
+        if problems and not trades:
+            raise Undecodable("; ".join(problems))
+        return Decoded(tuple(trades), BACKFILL, tuple(problems))
+
+    def used_weight(self, headers: Mapping[str, str]) -> int | None:
+        text = headers.get("x-mbx-used-weight-1m", "")
+        return int(text) if text.isdecimal() and len(text) < 10 else None
 
 
 EXCHANGE = Binance
@@ -232,6 +290,19 @@ def _decode_carefully(frame: bytes) -> Decoded:
     side = SELL if maker else BUY
     trade = Trade(symbol, trade_id, price, quantity, side, time_us, maker, buyer, seller)
     return Decoded((trade,), STREAM, tuple(problems))
+
+
+def _page_trade(symbol: str, row: _PageRow) -> Trade:
+    """:raises ValueError: why it is none."""
+    time_us = row.time * 1000 if row.time < _FIRST_MICROSECOND else row.time
+    for name, text in (("price", row.price), ("quantity (qty)", row.quantity)):
+        if not is_decimal(text):
+            raise ValueError(f"the {name} is no decimal number: {text[:60]!r}")
+    if time_us > MAX_TIME_US:
+        raise ValueError("the time is after 2262")
+    maker = row.buyer_is_maker
+    side = SELL if maker else BUY
+    return Trade(symbol, row.trade_id, row.price, row.quantity, side, time_us, maker)
 
 
 def _field(event: dict[str, object], key: str, kind: type[_T]) -> _T:

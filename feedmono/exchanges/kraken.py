@@ -7,11 +7,14 @@ recorded sessions. Version 1 of the API has no trade ids and is not used.
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
+from decimal import Context, Decimal
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+from urllib.parse import quote
 
 import msgspec
 
@@ -22,6 +25,9 @@ from feedmono.exchanges.base import (
     Event,
     Exchange,
     Limits,
+    Market,
+    PageRequest,
+    Refusal,
     Refused,
     Session,
     Subscribed,
@@ -32,7 +38,9 @@ from feedmono.exchanges.base import (
     excerpt,
 )
 from feedmono.trade import (
+    BACKFILL,
     BUY,
+    MAX_DECIMAL_CHARS,
     MAX_TIME_US,
     MAX_TRADE_ID,
     SELL,
@@ -56,6 +64,12 @@ _PASSING = re.compile(
     re.IGNORECASE,
 )
 _ALREADY_SUBSCRIBED = "Already subscribed"
+
+# A REST answer that is an error has status 200, and its list of errors comes first.
+_REFUSAL = re.compile(rb'\s*\{\s*"error"\s*:\s*\[\s*"')
+# EGeneral:Too many requests, EAPI:Rate limit exceeded, EService:Throttled.
+_TOO_MANY = re.compile(r"too many|rate limit|throttled", re.IGNORECASE)
+_PAGE_ROWS = 1000
 
 # The status channel's document: no orders are matched while the system is in one of these.
 _NOT_MATCHING = frozenset({"maintenance", "cancel_only", "post_only"})
@@ -117,11 +131,32 @@ class _Status(msgspec.Struct):
 
 class _Pair(msgspec.Struct):
     wsname: str | None = None
+    altname: str | None = None
 
 
 class _AssetPairs(msgspec.Struct):
     error: list[str] = msgspec.field(default_factory=list)
     result: dict[str, _Pair] = msgspec.field(default_factory=dict)
+
+
+class _Page(msgspec.Struct):
+    error: list[str] = msgspec.field(default_factory=list)
+    # The rows, by a name of the pair that may be any, and "last".
+    result: dict[str, msgspec.Raw] = msgspec.field(default_factory=dict)
+
+
+class _PageRow(msgspec.Struct, array_like=True, gc=False):
+    price: msgspec.Raw
+    volume: msgspec.Raw
+    time: msgspec.Raw
+    side: str
+    order_type: msgspec.Raw
+    misc: msgspec.Raw
+    trade_id: Annotated[int, msgspec.Meta(ge=0, le=MAX_TRADE_ID)]
+
+
+class _Errors(msgspec.Struct):
+    error: list[str]
 
 
 _decode_trades = msgspec.json.Decoder(_Trades).decode
@@ -131,6 +166,10 @@ _decode_message = msgspec.json.Decoder(_Message).decode
 _decode_acknowledged = msgspec.json.Decoder(_Acknowledged | None).decode
 _decode_status = msgspec.json.Decoder(list[_Status]).decode
 _decode_pairs = msgspec.json.Decoder(_AssetPairs).decode
+_decode_page = msgspec.json.Decoder(_Page).decode
+_decode_page_rows = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_decode_page_row = msgspec.json.Decoder(_PageRow).decode
+_decode_errors = msgspec.json.Decoder(_Errors).decode
 _new = tuple.__new__
 
 
@@ -138,10 +177,21 @@ class Kraken(Exchange):
     name = "kraken"
     # 150 attempts per rolling 10 minutes and address, then banned for 10 minutes. The documents
     # name no limit of symbols per connection: 200 are four requests, subscribed within seconds.
+    # Nor do they name an age at which a connection ends. About one REST request a second and
+    # address: a weight of 1 in a window of 1 s, so that there is never a burst.
     limits: ClassVar[Limits] = Limits(
-        symbols_per_connection=200, connections=150, connections_window_s=600.0
+        symbols_per_connection=200,
+        connections=150,
+        connections_window_s=600.0,
+        connection_age_s=math.inf,
+        rest_weight=1,
+        rest_window_s=1.0,
+        metadata_weight=1,
+        page_weight=1,
+        page_rows=_PAGE_ROWS,
     )
     metadata_path = "/0/public/AssetPairs"
+    pages_by_id = False
 
     def session(self, symbols: Sequence[str]) -> Session:
         return _KrakenSession(symbols)
@@ -159,28 +209,64 @@ class Kraken(Exchange):
             pass
         return _decode_carefully(frame)
 
-    def read_metadata(self, body: bytes) -> Mapping[str, str]:
+    def read_metadata(self, body: bytes) -> Mapping[str, Market]:
         try:
             answer = _decode_pairs(body)
         except _UNREADABLE as error:
             raise ValueError(f"not an AssetPairs answer: {error}: {excerpt(body)}") from error
         if answer.error:
             raise ValueError(f"the exchange refused AssetPairs: {'; '.join(answer.error)[:200]}")
-        names: dict[str, str] = {}
-        for pair in answer.result.values():
+        markets: dict[str, Market] = {}
+        for key, pair in answer.result.items():
             assets = pair.wsname.split("/") if pair.wsname else []
             if len(assets) == 2 and all(assets):
                 name = "/".join(_ALIASES.get(asset, asset) for asset in assets)
-                names[name] = name
-        if not names:
+                markets[name] = Market(name, pair.altname or key)
+        if not markets:
             raise ValueError(f"an AssetPairs answer without any market: {excerpt(body)}")
-        return names
+        return markets
+
+    def page_path(self, request: PageRequest, rest_name: str) -> str:
+        rows = max(1, min(request.rows, _PAGE_ROWS))
+        # The trade's time is known to the microsecond; since is inclusive, in nanoseconds.
+        since_ns = max(0, request.since_us * 1000 - 1000)
+        pair = quote(rest_name, safe="")
+        return f"/0/public/Trades?pair={pair}&since={since_ns}&count={rows}"
+
+    def decode_page(self, symbol: str, body: bytes) -> Decoded:
+        if not is_symbol(symbol):
+            raise Undecodable(f"the symbol asked for can't be one: {symbol[:60]!r}")
+        try:
+            page = _decode_page(body)
+            if page.error:
+                raise Undecodable(f"the exchange refused it: {'; '.join(page.error)[:200]}")
+            books = [rows for name, rows in page.result.items() if name != "last"]
+            if len(books) != 1:
+                raise Undecodable(f"a page of {len(books)} markets, not of one: {excerpt(body)}")
+            rows = _decode_page_rows(books[0])
+        except _UNREADABLE as error:
+            raise Undecodable(f"not a page of trades: {error}: {excerpt(body)}") from error
+        trades, problems = _readable(rows, lambda row: _page_trade(symbol, _decode_page_row(row)))
+        if problems and not trades:
+            raise Undecodable("; ".join(problems))
+        return Decoded(tuple(trades), BACKFILL, tuple(problems))
+
+    def refusal(self, body: bytes) -> Refusal | None:
+        if _REFUSAL.match(body) is None:
+            return None
+        try:
+            text = "; ".join(_decode_errors(body).error)[:200]
+        except _UNREADABLE:
+            text = excerpt(body)
+        return Refusal(text, _TOO_MANY.search(text) is not None)
 
 
 EXCHANGE = Kraken
 
 _ORIGINS = {"update": STREAM, "snapshot": SNAPSHOT}
 _SIDES = {"buy": BUY, "sell": SELL}
+_PAGE_SIDES = {"b": BUY, "s": SELL}
+_EXACT = Context(prec=MAX_DECIMAL_CHARS)
 
 
 def _trade(row: _Row) -> Trade:
@@ -291,34 +377,47 @@ def _decode_carefully(frame: bytes) -> Decoded:
         raise Undecodable(f"not a message with a list of trades: {error}") from error
     if message.channel != "trade" or message.data is None:
         raise Undecodable(f"not a message of the channel trade: {excerpt(frame)}")
-    trades: list[Trade] = []
-    problems: list[str] = []
+    trades, problems = _readable(message.data, lambda row: _trade(_decode_row(row)))
     origin = STREAM
     if isinstance(message.type, str) and message.type in _ORIGINS:
         origin = _ORIGINS[message.type]
     else:
-        problems.append("the type is neither snapshot nor update; taken as update")
-    bad = 0
-    for number, raw in enumerate(message.data, 1):
-        read = _trade_or_flaw(raw)
-        if isinstance(read, Trade):
-            trades.append(read)
-            continue
-        bad += 1
-        if bad <= _MAX_PROBLEMS:
-            problems.append(f"trade {number} of {len(message.data)}: {read[:200]}")
-    if bad > _MAX_PROBLEMS:
-        problems.append(f"and {bad - _MAX_PROBLEMS} more")
+        problems.insert(0, "the type is neither snapshot nor update; taken as update")
     if problems and not trades:
         raise Undecodable("; ".join(problems))
     return Decoded(tuple(trades), origin, tuple(problems))
 
 
-def _trade_or_flaw(raw: msgspec.Raw) -> Trade | str:
-    try:
-        return _trade(_decode_row(raw))
-    except _UNREADABLE as error:
-        return str(error)
+def _readable(
+    rows: Sequence[msgspec.Raw], read: Callable[[msgspec.Raw], Trade]
+) -> tuple[list[Trade], list[str]]:
+    """The trades that *read* makes of rows, and why the others are none."""
+    trades: list[Trade] = []
+    problems: list[str] = []
+    for number, row in enumerate(rows, 1):
+        try:
+            trades.append(read(row))
+        except _UNREADABLE as error:
+            problems.append(f"trade {number} of {len(rows)}: {str(error)[:200]}")
+    if len(problems) > _MAX_PROBLEMS:
+        problems[_MAX_PROBLEMS:] = [f"and {len(problems) - _MAX_PROBLEMS} more"]
+    return trades, problems
+
+
+def _page_trade(symbol: str, row: _PageRow) -> Trade:
+    """:raises ValueError: why it is none."""
+    price, quantity, time = _number(row.price), _number(row.volume), _number(row.time)
+    for name, text in (("price", price), ("volume", quantity), ("time", time)):
+        if not is_decimal(text):
+            raise ValueError(f"the {name} is no decimal number: {text[:60]!r}")
+    # Seconds with up to 7 decimals, of which a float would not keep all.
+    time_us = int(_EXACT.scaleb(Decimal(time), 6))
+    if not 0 < time_us <= MAX_TIME_US:
+        raise ValueError(f"the time is before 1970 or after 2262: {time}")
+    side = _PAGE_SIDES.get(row.side)
+    if side is None:
+        raise ValueError(f"the side is neither b nor s: {row.side[:60]!r}")
+    return Trade(symbol, row.trade_id, price, quantity, side, time_us)
 
 
 class _KrakenSession(Session):

@@ -39,6 +39,8 @@ class Request:
     query: Mapping[str, str]
     now_s: float
     """Monotonic."""
+    headers: Mapping[bytes, bytes] = field(default_factory=dict)
+    """Names in lower case."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -335,9 +335,10 @@ class Binance(Dialect):
             return page
         tape, rows = page
         decimals = tape.market.shape.decimals
+        unit_ns = _time_unit_ns(request)
         parts = [
             f'{{"id":{r.trade_id},"price":"{r.price}","qty":"{r.quantity}",'
-            f'"quoteQty":"{_quote(r, decimals)}","time":{r.time_ns // 1_000_000},'
+            f'"quoteQty":"{_quote(r, decimals)}","time":{r.time_ns // unit_ns},'
             f'"isBuyerMaker":{"true" if r.side == SELL else "false"},"isBestMatch":true}}'
             for r in rows
         ]
@@ -350,6 +351,7 @@ class Binance(Dialect):
         if isinstance(page, Response):
             return page
         _, rows = page
+        unit_ns = _time_unit_ns(request)
         folded: list[list[Made]] = []
         for row in rows:
             last = folded[-1][-1] if folded else None
@@ -366,13 +368,18 @@ class Binance(Dialect):
                     "q": _units_text(sum(_units(t.quantity, 8) for t in trades)),
                     "f": trades[0].trade_id,
                     "l": trades[-1].trade_id,
-                    "T": trades[0].time_ns // 1_000_000,
+                    "T": trades[0].time_ns // unit_ns,
                     "m": trades[0].side == SELL,
                     "M": True,
                 }
                 for trades in folded
             ]
         )
+
+
+def _time_unit_ns(request: Request) -> int:
+    micros = request.headers.get(b"x-mbx-time-unit", b"").upper() == b"MICROSECOND"
+    return 1_000 if micros else 1_000_000
 
 
 def _units(text: str, decimals: int) -> int:

@@ -142,7 +142,7 @@ class Server:
         self.venue.requests[asked.path] += 1
         if asked.method != "GET":
             return Later(Response(405, b"only GET is known"))
-        request = Request(asked.path, asked.query, time.monotonic())
+        request = Request(asked.path, asked.query, time.monotonic(), asked.headers)
         response = self._faulty(request)
         if response is None and self.dialect.is_trades(request.path) and self._vanishes():
             return Later(None, self.faults.rest_slow)

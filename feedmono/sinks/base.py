@@ -178,6 +178,28 @@ class Sink(ABC):
         """Why the sink does not move at the moment, for the operator; empty if it does."""
 
 
+KINDS = ("trades", "raw", "dead", "coverage")
+"""What `Source.read` knows."""
+
+
+class StoredRecord(NamedTuple):
+    """One record as it was found."""
+
+    place: str
+    """Where, for people."""
+    record: Mapping[str, object] | None
+    """Trades and coverage as Avro has them; raw with ``connection``, ``sequence``,
+    ``received_ns``, ``origin`` (index into `feedmono.trade.ORIGINS`) and ``payload``; dead
+    letters with ``symbol``, ``stage`` and ``reason`` in the place of ``origin``. None: it can't be
+    decoded."""
+    error: str = ""
+    """Why it can't be."""
+    key: str | None = None
+    """The message's, in Kafka."""
+    value: bytes = b""
+    """The message's, in Kafka; in files the payload of raw and dead."""
+
+
 class Source(ABC):
     """Reads back what a sink of the same configuration stores."""
 
@@ -186,3 +208,19 @@ class Source(ABC):
         """The normalized trades stored from now on, as their Avro records read as dicts, without
         end. Yields None at least every half second while there is nothing, so that the caller
         can stop."""
+
+    @abstractmethod
+    def read(self, kind: str) -> Iterator[StoredRecord]:
+        """Every record of that kind (`KINDS`) that is stored at the moment of the call, in the
+        order of each file or partition. What can't be decoded is told as a record with an
+        error, and reading goes on behind it.
+        """
+
+    @abstractmethod
+    def total(self, kind: str) -> int | None:
+        """About how many records `read` would give now; None: that is not to be had cheaply."""
+
+    @abstractmethod
+    def complete_from_start(self, kind: str) -> bool:
+        """Whether everything that was ever stored is still there, as far as can be told: False
+        when a retention has removed something."""

@@ -257,18 +257,19 @@ class ContainerReader:
                 f"{self.path}: the block at byte {block.offset} is damaged: {error}"
             ) from error
 
-    def holds_marker(self, header: Header, offset: int) -> bool:
-        """Whether the sync marker stands anywhere behind *offset*."""
+    def behind_marker(self, header: Header, offset: int, limit: int) -> int | None:
+        """Where the next sync marker between *offset* and *limit* ends; None: there is none."""
         step, keep = 1 << 20, _SYNC_BYTES - 1
-        while data := os.pread(self._fd, step + keep, offset):
-            if header.sync_marker in data:
-                return True
+        while data := os.pread(self._fd, min(step + keep, max(limit - offset, 0)), offset):
+            if (found := data.find(header.sync_marker)) >= 0:
+                return offset + found + _SYNC_BYTES
             offset += step
-        return False
+        return None
 
 
-def recover(path: Path) -> Recovered:
-    """Finds the end of the last whole block of a file whose writer was killed. Changes nothing.
+def recover(path: Path, upto: int | None = None) -> Recovered:
+    """Finds the end of the last whole block of a file whose writer was killed; what comes behind
+    the byte *upto* counts for torn. Changes nothing.
 
     The frame of every block is checked, and the contents of those that may not have been synced
     (`MAX_UNSYNCED_BYTES`), down to each record.
@@ -278,16 +279,20 @@ def recover(path: Path) -> Recovered:
     """
     with ContainerReader(path) as reader:
         size = reader.size()
+        limit = size if upto is None else min(size, upto)
         header = reader.header()
         if header is None:
             return Recovered(0, 0, size, damaged=False)
         length, records = header.length, 0
         with contextlib.suppress(NotAContainer):
             for block in reader.blocks(header):
-                if block.end > size - MAX_UNSYNCED_BYTES:
+                if block.end > limit:
+                    break
+                if block.end > limit - MAX_UNSYNCED_BYTES:
                     reader.records(header, block)
                 length, records = block.end, records + block.count
-        return Recovered(records, length, size - length, reader.holds_marker(header, length))
+        damaged = reader.behind_marker(header, length, limit) is not None
+        return Recovered(records, length, size - length, damaged)
 
 
 def _inflate(data: bytes) -> bytes:

@@ -2,7 +2,8 @@
 
 Records gather into blocks, blocks are written as they fill, and every ``sync_interval`` what is
 there is written and synced: then, and only then, the entries up to there are acknowledged. All
-files of a segment begin and end with the same entries. What goes wrong:
+files of a segment begin and end with the same entries, and get their final names when their
+whole length is committed (`FilesSink.settle`); until then no next segment begins. What goes wrong:
 
 - A write fails (disk full, quota, a bad disk): the file ends where it did, the blocks stay in
   memory and are tried again. When the memory for that is used up, `FilesSink.write` takes no
@@ -10,7 +11,8 @@ files of a segment begin and end with the same entries. What goes wrong:
 - A sync fails: the kernel has dropped data that it could not store and won't say which. Every
   file is cut to what was acknowledged and the sink ends; its successor finishes these files and
   writes what was not acknowledged into new ones.
-- The process is killed: the successor cuts the torn block (`feedmono.sinks.segment`).
+- The process is killed: the successor cuts every file to what was committed, or if nobody knows
+  that, behind its last whole block (`feedmono.sinks.segment`).
 """
 
 from __future__ import annotations
@@ -18,24 +20,18 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from feedmono import log
-from feedmono.avro import Schema, generate_encoder, load_schema
+from feedmono.avro import generate_encoder, load_schema
 from feedmono.config import FilesConfig
-from feedmono.sinks.base import DeadLetter, Entry, Frame, Sink, SinkFailed, SinkStats
-from feedmono.sinks.container import (
-    BLOCK_BYTES,
-    MAX_UNSYNCED_BYTES,
-    PART,
-    ContainerWriter,
-    Encoded,
-    encode_block,
-)
+from feedmono.sinks.base import Coverage, DeadLetter, Entry, Frame, Sink, SinkFailed, SinkStats
+from feedmono.sinks.container import BLOCK_BYTES, MAX_UNSYNCED_BYTES, PART, ContainerWriter
+from feedmono.sinks.coverage import CoverageEncoder
 from feedmono.sinks.files_source import FilesSource, count_trades, read_trades
+from feedmono.sinks.files_stream import Stream
 from feedmono.sinks.segment import finish_leftovers, new_name, publish, sync_folder
 
 __all__ = ["FilesSink", "FilesSource", "count_trades", "read_trades"]
@@ -46,63 +42,8 @@ MAX_BUFFERED_BYTES = 64 << 20
 _FIRST_RETRY_S = 1.0
 _RETRY_CAP_S = 10.0
 _IDLE_WAIT_S = 1.0
+_SETTLE_WAIT_S = 0.005
 _PROBE_BYTES = 4096
-
-
-class _Stream:
-    """One kind of record: what waits for its file, and the file of the current segment."""
-
-    def __init__(self, kind: str, schema: Schema) -> None:
-        self.kind = kind
-        self.schema = schema
-        self.records: list[bytes] = []
-        self.records_bytes = 0
-        self.blocks: deque[Encoded] = deque()
-        self.blocks_bytes = 0
-        self.writer: ContainerWriter | None = None
-        self.acknowledged_length = 0
-        """The file up to there holds acknowledged entries only."""
-
-    def add(self, record: bytes) -> bool:
-        """Lets a record wait; whether there are enough for a block."""
-        self.records.append(record)
-        self.records_bytes += len(record)
-        return self.records_bytes >= BLOCK_BYTES
-
-    def cut_block(self) -> None:
-        """Turns the records that wait into a block that waits."""
-        if self.records:
-            block = encode_block(self.records)
-            self.blocks.append(block)
-            self.blocks_bytes += len(block.data)
-            self.records = []
-            self.records_bytes = 0
-
-    @property
-    def buffered_bytes(self) -> int:
-        return self.records_bytes + self.blocks_bytes
-
-    @property
-    def file_bytes(self) -> int:
-        """How long the file is, or will be with what waits."""
-        return self.buffered_bytes + (self.writer.length if self.writer else 0)
-
-    @property
-    def unsynced_bytes(self) -> int:
-        return self.writer.length - self.writer.synced_length if self.writer else 0
-
-    def abandon(self) -> None:
-        """Gives up what is not acknowledged; the rest stays as a ``.part`` file."""
-        writer, self.writer = self.writer, None
-        if writer is None:
-            return
-        try:
-            if self.acknowledged_length:
-                writer.cut(self.acknowledged_length)
-            else:
-                writer.path.unlink()
-        finally:
-            writer.close()
 
 
 @dataclass(slots=True)
@@ -116,13 +57,16 @@ class _Segment:
     name: str = ""
     """Chosen with the first file."""
     complete: bool = False
-    """Everything is acknowledged; its files wait for their publication."""
+    """Everything is acknowledged; its files wait to be settled, and then for their publication."""
 
 
 class FilesSink(Sink):
-    """Stores an exchange's trades, frames and dead letters under ``<dir>/<exchange>/``.
+    """Stores an exchange's trades, frames, dead letters and coverage under
+    ``<dir>/<exchange>/``.
 
-    *clock* measures intervals, *wall* gives the Unix time in a file's name, both in seconds.
+    *mark* is the predecessor's, as it was committed: what that left is cut to it. None: nobody
+    knows it. *clock* measures intervals, *wall* gives the Unix time in a file's name, both in
+    seconds.
     """
 
     def __init__(
@@ -130,23 +74,32 @@ class FilesSink(Sink):
         config: FilesConfig,
         exchange: str,
         *,
+        mark: Mapping[str, int] | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         max_buffered_bytes: int = MAX_BUFFERED_BYTES,
     ) -> None:
         self.stats = SinkStats()
+        self.refused: list[tuple[int, int]] = []
         self._config = config
         self._folder = config.dir / exchange
         self._log = log.get(exchange=exchange, sink="files")
         self._clock = clock
         self._wall = wall
         self._max_buffered_bytes = max_buffered_bytes
-        self._trades = _Stream("trades", load_schema("trade"))
-        self._raw = _Stream("raw", load_schema("raw"))
-        self._dead = _Stream("dead", load_schema("dead"))
-        self._streams = (self._trades, self._raw, self._dead)
+        self._trades = Stream("trades", load_schema("trade"))
+        self._raw = Stream("raw", load_schema("raw"))
+        self._dead = Stream("dead", load_schema("dead"))
+        self._encode_coverage = CoverageEncoder(exchange)
+        self._coverage = Stream("coverage", self._encode_coverage.schema)
+        self._streams = (self._trades, self._raw, self._dead, self._coverage)
         self._encode_raw = generate_encoder(self._raw.schema)
         self._encode_dead = generate_encoder(self._dead.schema)
+        self._newest: dict[str, Coverage] = {}
+        self._predecessor = mark
+        self._mark = dict(mark or {})
+        self._marked: Mapping[str, int] = {}
+        self._settled: Mapping[str, int] = {}
         self._lock_fd: int | None = None
         self._segment: _Segment | None = None
         self._new_files = False
@@ -168,7 +121,7 @@ class FilesSink(Sink):
             self._lock_fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._probe()
-            finish_leftovers(self._folder, self._log)
+            finish_leftovers(self._folder, self._log, self._predecessor)
         except BlockingIOError:
             self._not_open(f"another process writes into {self._folder}: give each its files.dir")
             return False
@@ -181,12 +134,11 @@ class FilesSink(Sink):
     def write(self, entries: Sequence[Entry]) -> int:
         self._check_open()
         now_s = self._clock()
-        self._roll_if_due(now_s)
-        if not self._room():
+        if not self._room(now_s):
             return 0
         for taken, entry in enumerate(entries, 1):
             # Between two blocks so little is added that there is still room.
-            if self._take(entry, now_s) and not self._room():
+            if self._take(entry, now_s) and not self._room(now_s):
                 return taken
         return len(entries)
 
@@ -196,28 +148,55 @@ class FilesSink(Sink):
         if timeout_s > 0 and self._oldest_s is not None:
             time.sleep(min(timeout_s, self.wait_s()))
         now_s = self._clock()
+        is_due = self._is_due(now_s)
         if self._oldest_s is None:
             self._acknowledged, self._flush = self._taken, False
-        elif self._flush or now_s - self._oldest_s >= self._config.sync_interval_s:
+        elif self._flush or is_due or now_s - self._oldest_s >= self._config.sync_interval_s:
             self._commit()
-        self._roll_if_due(now_s)
+        if is_due and self._oldest_s is None:
+            self._finish_segment()
+        # Only now: it belongs to the position that is told with it.
+        self._mark = {
+            stream.writer.path.name: stream.acknowledged_length
+            for stream in self._streams
+            if stream.writer is not None and stream.acknowledged_length
+        }
         return self._acknowledged
 
     def flush(self) -> None:
         self._flush = True
 
+    def cover(self, coverages: Sequence[Coverage]) -> None:
+        """Keeps the newest of each symbol for the next commit of entries."""
+        self._newest.update((coverage.symbol, coverage) for coverage in coverages)
+
+    def mark(self) -> Mapping[str, int]:
+        """The growing files, and how many bytes of each were acknowledged by the last `poll`."""
+        self._marked = self._mark
+        return self._marked
+
+    def settle(self) -> None:
+        self._settled = self._marked
+        if self._segment is not None and self._segment.complete:
+            self._finish_segment()
+
     def close(self) -> None:
+        """Publishes the files if everything in them is settled. If not, they are left to the
+        successor, who knows from the mark how much of them was committed."""
         if self._lock_fd is None:
             return
-        self._retry_at_s = self._clock()
-        try:
-            if self._commit():
+        if self._oldest_s is None and self._is_settled():
+            self._retry_at_s = self._clock()
+            try:
+                self._store_last_coverage()
                 self._publish()
-        except SinkFailed as error:
-            self._log.error("files not finished", error=str(error))
-            return
+            except SinkFailed as error:
+                self._log.error("files not finished", error=str(error))
+                return
         if self._trouble:
             self._log.warning("files not finished", error=self._trouble, folder=str(self._folder))
+        elif self._segment is not None:
+            self._log.info("files are left to the successor", folder=str(self._folder))
         self._abandon()
 
     def wait_s(self) -> float:
@@ -225,6 +204,9 @@ class FilesSink(Sink):
             return min(max(self._retry_at_s - self._clock(), 0.01), _IDLE_WAIT_S)
         if self._flush or (self._oldest_s is None and self._taken != self._acknowledged):
             return 0.0
+        if self._is_due(self._clock()):
+            complete = self._segment is not None and self._segment.complete
+            return _SETTLE_WAIT_S if complete else 0.0
         if self._oldest_s is None:
             return _IDLE_WAIT_S
         due_s = self._oldest_s + self._config.sync_interval_s - self._clock()
@@ -256,9 +238,9 @@ class FilesSink(Sink):
         if self._lock_fd is None:
             raise SinkFailed(f"the files in {self._folder} are closed")
 
-    def _room(self) -> bool:
+    def _room(self, now_s: float) -> bool:
         """Whether one more entry can be taken."""
-        if self._segment is not None and self._segment.complete:
+        if self._is_due(now_s):
             return False
         buffered = sum(stream.buffered_bytes for stream in self._streams)
         return buffered < self._max_buffered_bytes
@@ -287,7 +269,6 @@ class FilesSink(Sink):
                 if stream.records_bytes >= BLOCK_BYTES:
                     stream.cut_block()
             self._write_blocks()
-            self._roll_if_due(now_s)
         return full
 
     def _write_blocks(self) -> bool:
@@ -299,13 +280,12 @@ class FilesSink(Sink):
                 try:
                     if stream.writer is None:
                         stream.writer = self._new_file(stream)
-                    stream.writer.append(stream.blocks[0])
+                    stream.write_block(stream.writer)
                 except OSError as error:
                     self._check_folder(error)
                     path = stream.writer.path if stream.writer else self._folder
                     self._in_trouble(error, path)
                     return False
-                stream.blocks_bytes -= len(stream.blocks.popleft().data)
                 if stream.unsynced_bytes >= MAX_UNSYNCED_BYTES:
                     self._sync()
         self._trouble = ""
@@ -328,7 +308,7 @@ class FilesSink(Sink):
         self._abandon()
         raise SinkFailed(f"{self._folder} was removed or renamed") from error
 
-    def _new_file(self, stream: _Stream) -> ContainerWriter:
+    def _new_file(self, stream: Stream) -> ContainerWriter:
         assert self._segment is not None
         if not any(other.writer for other in self._streams):
             number = self._segment.number or 0
@@ -370,6 +350,8 @@ class FilesSink(Sink):
         """
         if self._trouble and self._clock() < self._retry_at_s:
             return False
+        if not self._coverage.buffered_bytes:
+            self._add_coverage()
         for stream in self._streams:
             stream.cut_block()
         if not self._write_blocks():
@@ -383,33 +365,68 @@ class FilesSink(Sink):
         self._flush = False
         return True
 
-    def _roll_if_due(self, now_s: float) -> None:
-        """Finishes the segment when it is old or large enough, and as far as that works now."""
+    def _add_coverage(self) -> None:
+        for coverage in self._newest.values():
+            self._coverage.add(self._encode_coverage.encode(coverage))
+        self._newest.clear()
+
+    def _store_last_coverage(self) -> None:
+        """Writes the coverage that came behind the last entries, if there is a file for it yet or
+        others to go with; if that fails, a successor's newer one makes up for it."""
+        stream = self._coverage
+        if self._segment is None or self._segment.complete or not self._newest:
+            return
+        self._add_coverage()
+        stream.cut_block()
+        try:
+            if stream.writer is None:
+                stream.writer = self._new_file(stream)
+            while stream.blocks:
+                stream.write_block(stream.writer)
+            stream.writer.sync()
+        except OSError as error:
+            self._log.warning("the last coverage is not stored", error=str(error))
+            self._abandon_stream(stream)
+
+    def _is_due(self, now_s: float) -> bool:
+        """Whether the segment ends here: it is old or large enough."""
         segment = self._segment
         if segment is None:
-            return
-        if not segment.complete:
-            largest = max(stream.file_bytes for stream in self._streams)
-            old = now_s - segment.begun_s >= self._config.roll_interval_s
-            if not (old or largest >= self._config.roll_size_bytes) or not self._commit():
-                return
-        self._publish()
+            return False
+        if segment.complete or now_s - segment.begun_s >= self._config.roll_interval_s:
+            return True
+        return any(s.file_bytes >= self._config.roll_size_bytes for s in self._streams)
+
+    def _is_settled(self) -> bool:
+        """Whether everything acknowledged in the current files is committed."""
+        return all(
+            self._settled.get(stream.writer.path.name) == stream.acknowledged_length
+            for stream in self._streams
+            if stream.writer is not None
+        )
+
+    def _finish_segment(self) -> None:
+        """Ends the segment, of which everything is acknowledged, as soon as it is settled."""
+        assert self._segment is not None
+        self._segment.complete = True
+        if self._is_settled():
+            self._publish()
 
     def _publish(self) -> None:
-        """Gives the files of a segment that is acknowledged as a whole their final names."""
+        """Gives the files of a segment that is settled as a whole their final names."""
         if self._segment is None or (self._trouble and self._clock() < self._retry_at_s):
             return
-        self._segment.complete = True
         for stream in self._streams:
             if stream.writer is None:
                 continue
+            path = stream.writer.path
             try:
-                publish(stream.writer.path)
+                publish(path)
             except FileNotFoundError as error:
                 self._abandon()
-                raise SinkFailed(f"{stream.writer.path} was removed or renamed") from error
+                raise SinkFailed(f"{path} was removed or renamed") from error
             except OSError as error:
-                self._in_trouble(error, stream.writer.path)
+                self._in_trouble(error, path)
                 return
             stream.writer.close()
             stream.writer = None
@@ -419,11 +436,14 @@ class FilesSink(Sink):
     def _abandon(self) -> None:
         """Ends the sink: what is not acknowledged is given up, to be delivered by a successor."""
         for stream in self._streams:
-            try:
-                stream.abandon()
-            except OSError as error:
-                self._log.error("a file could not be cut", kind=stream.kind, error=str(error))
+            self._abandon_stream(stream)
         self._unlock()
+
+    def _abandon_stream(self, stream: Stream) -> None:
+        try:
+            stream.abandon()
+        except OSError as error:
+            self._log.error("a file could not be cut", kind=stream.kind, error=str(error))
 
     def _in_trouble(self, error: OSError, path: Path) -> None:
         self.stats.errors += 1

@@ -1,16 +1,17 @@
-"""The Kafka sink: raw frames, normalized trades and dead letters to the topics of an exchange.
+"""The Kafka sink: raw frames, trades, dead letters and coverage to the topics of an exchange.
 
 The producer is idempotent and knows no message timeout: what it holds waits for the broker as
 long as it takes, and a full queue is the backpressure. Delivery reports are ordered per
 partition only, so entries stand in a queue of their own, and what is acknowledged is the end of
-the longest run of complete ones at its head. What fails goes through `Resender`.
+the longest run of complete ones at its head. What fails goes through `Resender`. Coverage takes
+a way of its own (`CoverageTopic`), so that no trade ever waits for it.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from feedmono import resources
 from feedmono.config import KafkaConfig
 from feedmono.log import Log
 from feedmono.sinks import kafka_topics
-from feedmono.sinks.base import Entry, Sink, SinkFailed, SinkStats
+from feedmono.sinks.base import Coverage, Entry, Sink, SinkFailed, SinkStats
 from feedmono.sinks.kafka_client import BrokerTrouble, ClientLog, describe, properties
+from feedmono.sinks.kafka_coverage import CoverageTopic
 from feedmono.sinks.kafka_dead import Copies, DeadLetters
 from feedmono.sinks.kafka_message import Failure, Headers, Layout, Outgoing, Pending
 from feedmono.sinks.kafka_resend import Resender
@@ -45,7 +47,7 @@ _IDLE_S = 1.0
 
 
 class KafkaSink(Sink):
-    """Stores an exchange's entries in its three topics; see `Sink` for the promises."""
+    """Stores an exchange's entries and coverage in its topics; see `Sink` for the promises."""
 
     def __init__(
         self, config: KafkaConfig, exchange: str, *, linger_s: float, dead_dir: Path, log: Log
@@ -54,6 +56,7 @@ class KafkaSink(Sink):
         :param dead_dir: the folder for whole copies of dead letters."""
         # Of the dead letters it counts those that it made itself: the others were known before.
         self.stats = SinkStats()
+        self.refused: list[tuple[int, int]] = []
         self._config = config
         self._exchange = exchange
         self._linger_s = linger_s
@@ -61,7 +64,7 @@ class KafkaSink(Sink):
         self._log = log
         self._client_log = ClientLog(log, self._count_error)
         self._topics = Topics.of(config.topic_prefix, exchange)
-        self._schema_id: int | None = None
+        self._prefixes: tuple[bytes, bytes] | None = None
         self._limits: Limits | None = None
         self._not_open = "not opened yet"
         self._producer: Producer | None = None
@@ -69,6 +72,7 @@ class KafkaSink(Sink):
         self._layout: Layout
         self._dead_letters: DeadLetters
         self._resender: Resender
+        self._coverage: CoverageTopic
 
         self._pendings: deque[Pending] = deque()
         self._partial: tuple[Pending, int] | None = None
@@ -81,12 +85,12 @@ class KafkaSink(Sink):
     # Opening
 
     def open(self) -> bool:
-        """See `Sink.open`. Registers the schema and creates missing topics before the producer
+        """See `Sink.open`. Registers the schemas and creates missing topics before the producer
         is made: without both, nothing is produced."""
         problems = []
-        if self._schema_id is None:
+        if self._prefixes is None:
             try:
-                self._schema_id = self._register()
+                self._prefixes = self._register()
             except RegistryTrouble as error:
                 problems.append(str(error))
         if self._limits is None:
@@ -96,30 +100,47 @@ class KafkaSink(Sink):
                 problems.append(str(error))
             except KafkaException as error:
                 raise SinkFailed(f"kafka.properties: {describe(error)}") from error
-        if self._schema_id is None or self._limits is None:
+        if self._prefixes is None or self._limits is None:
             self._not_open = "; ".join(problems)
             self.stats.errors += len(problems)
             return False
-        self._start(self._schema_id, self._limits)
+        self._start(*self._prefixes, self._limits)
         return True
 
-    def _register(self) -> int:
+    def _register(self) -> tuple[bytes, bytes]:
+        """What stands before a trade's and a coverage's Avro encoding."""
         registry = SchemaRegistry(self._config.schema_registry_url)
+
+        def prefix(topic: str, name: str) -> bytes:
+            schema = resources.path("schemas", f"{name}.avsc").read_text(encoding="utf-8")
+            number = registry.register(f"{topic}-value", schema, self._log)
+            return b"\0" + number.to_bytes(4, "big")
+
         try:
-            schema = resources.path("schemas", "trade.avsc").read_text(encoding="utf-8")
-            return registry.register(f"{self._topics.trades}-value", schema, self._log)
+            trades = prefix(self._topics.trades, "trade")
+            return trades, prefix(self._topics.coverage, "coverage")
         finally:
             registry.close()
 
-    def _start(self, schema_id: int, limits: Limits) -> None:
+    def _start(self, trade_prefix: bytes, coverage_prefix: bytes, limits: Limits) -> None:
         topics = self._topics
-        self._layout = Layout(topics.raw, topics.trades, b"\0" + schema_id.to_bytes(4, "big"))
+        self._layout = Layout(topics.raw, topics.trades, trade_prefix)
         copies = Copies(self._dead_dir, self._exchange, self._log)
         self._dead_letters = DeadLetters(topics.dead, limits.dead, copies)
         self._resender = Resender(
             self._layout,
             self._dead_letters,
             lambda: self._new_producer(limits, alone=True),
+            self._new_creation,
+            self.stats,
+            self.refused,
+            self._log,
+        )
+        self._coverage = CoverageTopic(
+            self._config,
+            self._exchange,
+            topics.coverage,
+            coverage_prefix,
             self._new_creation,
             self.stats,
             self._log,
@@ -261,6 +282,7 @@ class KafkaSink(Sink):
             raise SinkFailed(f"the Kafka producer failed: {self._client_log.fatal}")
         if resender.active:
             resender.step(self._producer)
+        self._coverage.step()
         return self._advance()
 
     def _advance(self) -> int | None:
@@ -285,10 +307,24 @@ class KafkaSink(Sink):
         except Exception as error:  # as in `poll`
             raise SinkFailed(f"the Kafka producer failed: {describe(error)}") from error
 
+    def cover(self, coverages: Sequence[Coverage]) -> None:
+        """See `Sink.cover`."""
+        if self._producer is not None:
+            self._coverage.take(coverages)
+
+    def mark(self) -> Mapping[str, int]:
+        """Nothing: the broker holds for good what it has acknowledged, and nothing behind it is
+        to be taken back."""
+        return {}
+
+    def settle(self) -> None:
+        """Nothing is left to do, see `mark`."""
+
     def close(self) -> None:
         """See `Sink.close`. Blocks for two seconds at most while messages are under way."""
         if self._producer is None:
             return
+        deadline = time.monotonic() + _CLOSE_S
         try:
             left = self._producer.flush(_CLOSE_S)
         except Exception as error:  # as in `poll`; what is lost with it was not acknowledged
@@ -297,6 +333,7 @@ class KafkaSink(Sink):
             if left:
                 self._log.warning("closed with unacknowledged messages", messages=left)
         self._advance()
+        self._coverage.close(deadline)
         self._producer = self._resender.alone = None
 
     def wait_s(self) -> float:

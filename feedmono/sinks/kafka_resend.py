@@ -49,7 +49,7 @@ _FATAL = frozenset(
         KafkaError.PRODUCER_FENCED,
     }
 )
-_NO_TOPIC = frozenset(
+NO_TOPIC = frozenset(
     {
         KafkaError._UNKNOWN_TOPIC,
         KafkaError._UNKNOWN_PARTITION,
@@ -58,7 +58,7 @@ _NO_TOPIC = frozenset(
     }
 )
 # Known to heal: they wait without a line in the log for each.
-_HEALABLE = _NO_TOPIC | {
+_HEALABLE = NO_TOPIC | {
     KafkaError._ALL_BROKERS_DOWN,
     KafkaError._AUTHENTICATION,
     KafkaError._MSG_TIMED_OUT,
@@ -100,10 +100,12 @@ class Resender:
         new_alone: Callable[[], Producer],
         new_creation: Callable[[set[str]], Creation],
         stats: SinkStats,
+        refused: list[tuple[int, int]],
         log: Log,
     ) -> None:
         """:param new_alone: makes the producer whose batches hold one message.
-        :param new_creation: asks for topics that are missing."""
+        :param new_creation: asks for topics that are missing.
+        :param refused: where trades go that become dead letters, see `Sink.refused`."""
         self.failures: list[Failure] = []
         """Filled by delivery callbacks."""
         self._layout = layout
@@ -111,6 +113,7 @@ class Resender:
         self._new_alone = new_alone
         self._new_creation = new_creation
         self._stats = stats
+        self._refused = refused
         self._log = log
         self.alone: Producer | None = None
         """The producer of single messages, once there was need of it."""
@@ -215,6 +218,8 @@ class Resender:
         if message.whole is None:
             self._stats.dead_letters += 1
             self._log.warning("dead letter", reason=reason, key=message.key)
+            if message.topic == self._layout.trades_topic:
+                self._refused.append((message.pending.entry.end, message.rank - 1))
             return self._dead_letters.instead_of(message, reason)
         if code in _TOO_LARGE and (smaller := self._dead_letters.smaller(message)) is not None:
             return smaller
@@ -232,7 +237,7 @@ class Resender:
         if not self._not_before:
             self._not_before = time.monotonic() + self._backoff_s
             self._backoff_s = min(self._backoff_s * 2, BACKOFF_CAP_S)
-        if code in _NO_TOPIC:
+        if code in NO_TOPIC:
             self._missing.add(topic)
         if first and code not in _HEALABLE:
             self._log.error(

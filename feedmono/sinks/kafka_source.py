@@ -1,22 +1,39 @@
-"""Follows the normalized trades of an exchange's topic, as any consumer would read them."""
+"""Reads an exchange's topics as any consumer would: follows the trades, or reads all there is."""
 
 from __future__ import annotations
 
+import contextlib
+import re
+import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from typing import NamedTuple
 
-from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from feedmono import avro
 from feedmono.config import KafkaConfig
-from feedmono.sinks.base import Source
-from feedmono.sinks.kafka_client import BrokerTrouble, ClientLog, describe, properties
+from feedmono.sinks.base import KINDS, Source, StoredRecord
+from feedmono.sinks.kafka_client import (
+    REQUESTS_LIMIT_S,
+    BrokerTrouble,
+    ClientLog,
+    describe,
+    properties,
+)
 from feedmono.sinks.kafka_topics import Topics, probe_broker
-from feedmono.sinks.registry import SchemaRegistry
+from feedmono.sinks.registry import NoSuchSchema, SchemaRegistry
+from feedmono.trade import ORIGINS
 
 _WAIT_S = 0.5
 _PREFIX_BYTES = 5
 _MAX_SCHEMAS = 100
+_BATCH = 1000
+_QUEUE_KBYTES = 16 * 1024
+_FETCH_BYTES = 8 << 20
+# A broker that is restarted comes back within that time.
+_SILENT_S = 30.0
+_FRAME = re.compile(r"(\d{1,9}):(-?\d{1,19}):(\d{1,19}):(\d)", re.ASCII)
 
 # The consumer goes on by itself after these; the topic may also still be to come.
 _PASSING = frozenset(
@@ -30,72 +47,276 @@ _PASSING = frozenset(
         KafkaError.UNKNOWN_TOPIC_ID,
     }
 )
+_NO_TOPIC = frozenset({KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART})
+
+
+class _Range(NamedTuple):
+    """The offsets that a partition holds."""
+
+    low: int
+    high: int
+    """Behind the last one."""
+
+
+class _Schemas:
+    """The schemas that records name, asked for once each."""
+
+    def __init__(self, config: KafkaConfig) -> None:
+        self._config = config
+        self._registry: SchemaRegistry | None = None
+        self._known: dict[int, avro.Schema | None] = {}
+
+    def close(self) -> None:
+        if self._registry is not None:
+            self._registry.close()
+
+    def decode(self, topic: str, value: bytes) -> Mapping[str, object]:
+        """The record in Confluent's wire format.
+
+        :raises RegistryTrouble: the registry does not answer.
+        :raises ValueError: it is something else, or its schema is not to be had.
+        """
+        if len(value) < _PREFIX_BYTES or value[0]:
+            raise ValueError(
+                f"topic {topic} holds a record that is not in Confluent's wire format "
+                f"(it begins with {value[:8]!r}): another program writes there too"
+            )
+        number = int.from_bytes(value[1:_PREFIX_BYTES], "big")
+        if (schema := self._schema(number)) is None:
+            raise ValueError(
+                f"topic {topic} holds a record of schema {number}, which the registry does not "
+                "know as one of Avro"
+            )
+        return avro.decode_records(schema, value[_PREFIX_BYTES:], 1)[0]
+
+    def _schema(self, number: int) -> avro.Schema | None:
+        if number not in self._known:
+            if self._registry is None:
+                self._registry = SchemaRegistry(self._config.schema_registry_url)
+            if len(self._known) >= _MAX_SCHEMAS:
+                self._known.clear()
+            try:
+                self._known[number] = avro.parse_schema(self._registry.schema(number))
+            except (NoSuchSchema, avro.SchemaError):
+                self._known[number] = None
+        return self._known[number]
 
 
 class KafkaSource(Source):
-    """Reads the trades' topic from its end on, in a group of its own that commits nothing."""
+    """Reads an exchange's topics, in groups of its own that commit nothing."""
 
     def __init__(self, config: KafkaConfig, exchange: str) -> None:
         self._config = config
-        self._topic = Topics.of(config.topic_prefix, exchange).trades
-        self._registry: SchemaRegistry | None = None
-        self._schemas: dict[int, avro.Schema] = {}
+        self._topics = Topics.of(config.topic_prefix, exchange)
 
     def follow(self) -> Iterator[Mapping[str, object] | None]:
         """See `Source.follow`.
 
         :raises BrokerTrouble: no broker at the start, or it refuses the topic.
-        :raises RegistryTrouble: the registry does not give a record's schema.
-        :raises ValueError: a record is not in Confluent's wire format.
+        :raises RegistryTrouble: the registry does not answer.
+        :raises ValueError: a record is not in Confluent's wire format, or not of its schema.
         """
         probe_broker(self._config)
-        consumer = Consumer(
-            properties(
-                self._config,
-                "feedmono-tail",
+        topic = self._topics.trades
+        with (
+            contextlib.closing(_Schemas(self._config)) as schemas,
+            # A tail shows a new topic's trades soon, not after five minutes.
+            self._consuming(
+                topic,
+                "tail",
                 ClientLog(None),
-                group_id=f"feedmono-tail-{uuid.uuid4()}",
                 auto_offset_reset="latest",
-                enable_auto_commit=False,
-                # A tail shows a new topic's trades soon, not after five minutes.
                 topic_metadata_refresh_interval_ms=2000,
-            )
-        )
+            ) as consumer,
+        ):
+            consumer.subscribe([topic])
+            while True:
+                message = consumer.poll(_WAIT_S)
+                if message is None:
+                    yield None
+                elif _is_record(message):
+                    yield schemas.decode(topic, message.value() or b"")
+
+    def read(self, kind: str) -> Iterator[StoredRecord]:
+        """See `Source.read`. Offsets tell the order in a partition; partitions come mixed.
+
+        :raises BrokerTrouble: no broker, it refuses the topic, or it falls silent.
+        :raises RegistryTrouble: the registry does not answer.
+        """
+        topic = self._topic(kind)
+        ranges = self._ranges(topic)
+        wanted = {number: r for number, r in ranges.items() if r.low < r.high}
+        return self._read(kind, topic, wanted)
+
+    def total(self, kind: str) -> int:
+        """See `Source.total`; more than there are where a topic is compacted.
+
+        :raises BrokerTrouble: see `read`.
+        """
+        return sum(r.high - r.low for r in self._ranges(self._topic(kind)).values())
+
+    def complete_from_start(self, kind: str) -> bool:
+        """See `Source.complete_from_start`.
+
+        :raises BrokerTrouble: see `read`.
+        """
+        return all(r.low == 0 for r in self._ranges(self._topic(kind)).values())
+
+    def _topic(self, kind: str) -> str:
+        assert kind in KINDS
+        topic: str = getattr(self._topics, kind)
+        return topic
+
+    @contextlib.contextmanager
+    def _consuming(
+        self, topic: str, purpose: str, client_log: ClientLog, **own: str | int | bool
+    ) -> Generator[Consumer, None, None]:
+        """A consumer; its errors as `BrokerTrouble`."""
+        name = f"feedmono-{purpose}"
         try:
-            consumer.subscribe([self._topic])
-            yield from self._read(consumer)
+            consumer = Consumer(
+                properties(
+                    self._config,
+                    name,
+                    client_log,
+                    group_id=f"{name}-{uuid.uuid4()}",
+                    enable_auto_commit=False,
+                    **own,
+                )
+            )
         except KafkaException as error:
-            raise BrokerTrouble(f"can't read topic {self._topic}: {describe(error)}") from error
+            raise BrokerTrouble(f"kafka.properties: {describe(error)}") from error
+        try:
+            yield consumer
+        except KafkaException as error:
+            raise BrokerTrouble(f"can't read topic {topic}: {describe(error)}") from error
         finally:
             consumer.close()
-            if self._registry is not None:
-                self._registry.close()
-                self._registry = None
 
-    def _read(self, consumer: Consumer) -> Iterator[Mapping[str, object] | None]:
-        while True:
-            message = consumer.poll(_WAIT_S)
-            if message is None:
-                yield None
-            elif (error := message.error()) is None:
-                yield self._decode(message.value() or b"")
-            elif error.code() not in _PASSING and not error.retriable():
-                raise KafkaException(error)
+    def _ranges(self, topic: str) -> dict[int, _Range]:
+        """What each partition holds now; empty if there is no such topic."""
+        probe_broker(self._config)
+        with self._consuming(topic, "read", ClientLog(None)) as consumer:
+            metadata = consumer.list_topics(topic, REQUESTS_LIMIT_S).topics[topic]
+            if metadata.error is not None:
+                if metadata.error.code() in _NO_TOPIC:
+                    return {}
+                raise KafkaException(metadata.error)
+            ranges = {}
+            for number in metadata.partitions:
+                place = TopicPartition(topic, number)
+                low, high = consumer.get_watermark_offsets(place, REQUESTS_LIMIT_S)
+                ranges[number] = _Range(low, high)
+            return ranges
 
-    def _decode(self, value: bytes) -> Mapping[str, object]:
-        if len(value) < _PREFIX_BYTES or value[0]:
-            raise ValueError(
-                f"topic {self._topic} holds a record that is not in Confluent's wire format "
-                f"(it begins with {value[:8]!r}): another program writes there too"
-            )
-        number = int.from_bytes(value[1:_PREFIX_BYTES], "big")
-        return avro.decode_records(self._schema(number), value[_PREFIX_BYTES:], 1)[0]
+    def _read(self, kind: str, topic: str, ranges: dict[int, _Range]) -> Iterator[StoredRecord]:
+        if not ranges:
+            return
+        client_log = ClientLog(None)
+        with (
+            contextlib.closing(_Schemas(self._config)) as schemas,
+            self._consuming(
+                topic,
+                "read",
+                client_log,
+                auto_offset_reset="earliest",
+                isolation_level="read_committed",
+                # A transaction's marker, or what compaction removed, may be the last offset.
+                enable_partition_eof=True,
+                queued_max_messages_kbytes=_QUEUE_KBYTES,
+                fetch_max_bytes=_FETCH_BYTES,
+            ) as consumer,
+        ):
+            consumer.assign([TopicPartition(topic, n, r.low) for n, r in ranges.items()])
+            left, silent_s = dict(ranges), 0.0
+            while left:
+                asked_at = time.monotonic()
+                messages = consumer.consume(_BATCH, _WAIT_S)
+                silent_s += time.monotonic() - asked_at
+                for message in messages:
+                    if _is_wanted(message, left):
+                        silent_s = 0.0
+                        yield _stored(kind, message, schemas)
+                if silent_s > _SILENT_S and left:
+                    reason = client_log.last_error or "no reason is known"
+                    raise BrokerTrouble(
+                        f"can't read topic {topic}: nothing came for {_SILENT_S:g} s: {reason}"
+                    )
 
-    def _schema(self, number: int) -> avro.Schema:
-        if (schema := self._schemas.get(number)) is None:
-            if self._registry is None:
-                self._registry = SchemaRegistry(self._config.schema_registry_url)
-            if len(self._schemas) >= _MAX_SCHEMAS:
-                self._schemas.clear()
-            schema = self._schemas[number] = avro.parse_schema(self._registry.schema(number))
-        return schema
+
+def _is_record(message: Message) -> bool:
+    """Whether it is a record, and not one of the events that pass.
+
+    :raises KafkaException: it is an error that does not.
+    """
+    error = message.error()
+    if error is not None and error.code() not in _PASSING and not error.retriable():
+        raise KafkaException(error)
+    return error is None
+
+
+def _is_wanted(message: Message, left: dict[int, _Range]) -> bool:
+    """Whether it is one of the records that are *left* to read; a partition that is read to its
+    end is taken out of these."""
+    number, offset, error = message.partition(), message.offset(), message.error()
+    if not _is_record(message):
+        if number is not None and error is not None and error.code() == KafkaError._PARTITION_EOF:
+            left.pop(number, None)
+        return False
+    if number not in left or offset is None:
+        return False
+    high = left[number].high
+    if offset >= high - 1:
+        del left[number]
+    return offset < high
+
+
+def _stored(kind: str, message: Message, schemas: _Schemas) -> StoredRecord:
+    topic, value, sent_key = message.topic() or "", message.value() or b"", message.key()
+    place = f"{topic} partition {message.partition()} offset {message.offset()}"
+    key = None if sent_key is None else sent_key.decode(errors="backslashreplace")
+    try:
+        if kind in ("raw", "dead"):
+            record = _from_headers(kind, message, key, value)
+        else:
+            record = schemas.decode(topic, value)
+    except ValueError as error:
+        return StoredRecord(place, None, str(error), key, value)
+    return StoredRecord(place, record, "", key, value)
+
+
+def _from_headers(
+    kind: str, message: Message, key: str | None, value: bytes
+) -> Mapping[str, object]:
+    """A frame, or a dead letter: what its headers tell, and its payload.
+
+    :raises ValueError: a header is missing or malformed.
+    """
+    headers = dict(message.headers() or ())
+
+    def header(name: str) -> str:
+        content = headers.get(name)
+        if content is None:
+            raise ValueError(f"its header {name} is missing")
+        return content.decode() if isinstance(content, bytes) else content
+
+    frame = header("frame")
+    match = _FRAME.fullmatch(frame)
+    if match is None or int(match[4]) >= len(ORIGINS):
+        raise ValueError(
+            f"its header frame is {frame[:100]!r}, not connection:sequence:received_ns:origin"
+        )
+    place: dict[str, object] = {
+        "connection": int(match[1]),
+        "sequence": int(match[2]),
+        "received_ns": int(match[3]),
+    }
+    if kind == "raw":
+        return {**place, "origin": int(match[4]), "payload": value}
+    return {
+        **place,
+        "symbol": key,
+        "stage": header("stage"),
+        "reason": header("reason"),
+        "payload": value,
+    }

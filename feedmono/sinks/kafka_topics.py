@@ -41,15 +41,16 @@ class Topics(NamedTuple):
     raw: str
     trades: str
     dead: str
+    coverage: str
 
     @classmethod
     def of(cls, prefix: str, exchange: str) -> Topics:
         base = f"{prefix}.{exchange}"
-        return cls(f"{base}.raw", base, f"{base}.dead")
+        return cls(f"{base}.raw", base, f"{base}.dead", f"{base}.coverage")
 
 
 class Limits(NamedTuple):
-    """The largest record batch that each topic takes, in bytes."""
+    """The largest record batch that each topic of entries takes, in bytes."""
 
     raw: int = DEFAULT_LIMIT_BYTES
     trades: int = DEFAULT_LIMIT_BYTES
@@ -65,9 +66,13 @@ class Creation:
     ) -> None:
         # The client must live as long as its requests: they fail when it goes.
         self._admin = admin
+        many = {topics.raw, topics.trades}
         wanted = [
             NewTopic(
-                name, 1 if name == topics.dead else config.partitions, _BROKER_DEFAULT_REPLICATION
+                name,
+                config.partitions if name in many else 1,
+                _BROKER_DEFAULT_REPLICATION,
+                config={"cleanup.policy": "compact"} if name == topics.coverage else {},
             )
             for name in names
         ]
@@ -116,7 +121,7 @@ def prepare(config: KafkaConfig, topics: Topics, log: Log) -> Limits:
         if problems := Creation(admin, config, topics, missing).problems(deadline):
             raise BrokerTrouble("; ".join(problems))
         log.info("created topics", topics=missing, partitions=config.partitions)
-    return Limits(*_read_limits(admin, topics, log, deadline))
+    return Limits(*_read_limits(admin, (topics.raw, topics.trades, topics.dead), log, deadline))
 
 
 def _list_topics(config: KafkaConfig, admin: AdminClient, client_log: ClientLog) -> set[str]:
@@ -130,8 +135,8 @@ def _list_topics(config: KafkaConfig, admin: AdminClient, client_log: ClientLog)
         ) from error
 
 
-def _read_limits(admin: AdminClient, topics: Topics, log: Log, deadline: float) -> list[int]:
-    resources = [ConfigResource(ResourceType.TOPIC, name) for name in topics]
+def _read_limits(admin: AdminClient, names: Iterable[str], log: Log, deadline: float) -> list[int]:
+    resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
     futures = admin.describe_configs(resources, request_timeout=_left_s(deadline))
     limits = []
     for resource in resources:

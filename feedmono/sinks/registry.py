@@ -37,6 +37,10 @@ class RegistryTrouble(Exception):
     """The registry is out of reach or refuses something; its text is for the operator."""
 
 
+class NoSuchSchema(RegistryTrouble):
+    """The registry knows no schema of that id."""
+
+
 class SchemaRegistry:
     """A registry at a URL. Every request ends within about two seconds, once tried."""
 
@@ -75,9 +79,20 @@ class SchemaRegistry:
         return number
 
     def schema(self, number: int) -> str:
-        """The text of the schema with that id. :raises RegistryTrouble: no answer, no schema."""
+        """The text of the schema with that id.
+
+        :raises NoSuchSchema: there is none.
+        :raises RegistryTrouble: no answer.
+        """
         with self._asking(f"gives no schema {number}"):
-            text = self._client.get_schema(number).schema_str
+            try:
+                text = self._client.get_schema(number).schema_str
+            except SchemaRegistryError as error:
+                if error.http_status_code != _NOT_FOUND:
+                    raise
+                raise NoSuchSchema(
+                    f"schema registry {self.name} knows no schema {number}"
+                ) from error
         if text is None:
             raise RegistryTrouble(f"schema registry {self.name}: schema {number} has no text")
         return text

@@ -16,12 +16,13 @@ import contextlib
 import errno
 import os
 import re
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
 
 from feedmono.log import Log
-from feedmono.sinks.container import PART, NotAContainer, Recovered, recover
+from feedmono.sinks.container import PART, ContainerReader, NotAContainer, Recovered, recover
 
 _NAME = re.compile(r"([a-z]+)-(\d{8}T\d{6}Z)-(\d+)\.avro((?:\.part)?)")
 _START = "%Y%m%dT%H%M%SZ"
@@ -88,7 +89,7 @@ def publish(part: Path) -> Path:
 
     :raises OSError: not now; calling again goes on where it stopped.
     """
-    final = part.with_name(part.name.removesuffix(PART))
+    final = _final(part)
     try:
         _give_name(part, final)
     except FileExistsError:
@@ -99,6 +100,10 @@ def publish(part: Path) -> Path:
         _give_name(part, final)
     sync_folder(part.parent)
     return final
+
+
+def _final(part: Path) -> Path:
+    return part.with_name(part.name.removesuffix(PART))
 
 
 def _give_name(part: Path, final: Path) -> None:
@@ -119,12 +124,13 @@ def _give_name(part: Path, final: Path) -> None:
         part.rename(final)
 
 
-def finish_leftovers(folder: Path, log: Log) -> None:
-    """Publishes the ``.part`` files of a killed predecessor, their torn blocks cut. What can't
-    be read is set aside and reported; nothing but torn bytes and empty files is deleted.
+def finish_leftovers(folder: Path, log: Log, mark: Mapping[str, int] | None = None) -> None:
+    """Publishes the ``.part`` files of a killed predecessor. What can't be read is set aside and
+    reported. The caller sees to it that nobody else writes there.
 
-    The caller sees to it that nobody else writes there.
-
+    :param mark: which of them were committed, and up to which byte: there they are cut, and what
+        it does not name is removed, since it is delivered again. None: nobody knows; they are
+        cut behind their last whole block, and nothing but torn bytes and empty files is deleted.
     :raises OSError: not now; calling again goes on where it stopped.
     """
     for copy in sorted(folder.glob(f"*.avro{PART}{_COPY}")):
@@ -134,19 +140,68 @@ def finish_leftovers(folder: Path, log: Log) -> None:
             copy.unlink()
         else:
             copy.rename(part)
+    if mark is not None:
+        _look_for(folder, mark, log)
     for part in sorted(folder.glob(f"*.avro{PART}")):
-        _finish(part, log)
+        if mark is None:
+            _finish(part, log)
+        elif _NAME.fullmatch(part.name) is None:
+            continue
+        elif _is_published(part):
+            publish(part)
+        elif committed := mark.get(part.name, 0):
+            _finish(part, log, committed)
+        else:
+            _remove_uncommitted(part, log)
 
 
-def _finish(part: Path, log: Log) -> None:
+def _look_for(folder: Path, mark: Mapping[str, int], log: Log) -> None:
+    """Says which committed files are not there under either of their names."""
+    for name in mark:
+        part = folder / name
+        if not part.exists() and not _final(part).exists():
+            # As a rule it was finished at the last stop, and then archived by someone.
+            log.info("a committed file is not here any more", path=str(part))
+
+
+def _is_published(part: Path) -> bool:
+    """Whether only the second step of its publication is missing."""
     try:
-        found = recover(part)
+        return _final(part).samefile(part)
+    except FileNotFoundError:
+        return False
+
+
+def _remove_uncommitted(part: Path, log: Log) -> None:
+    with ContainerReader(part) as reader:
+        size_bytes = reader.size()
+        try:
+            reader.header()
+        except NotAContainer as error:
+            _report(log, _set_aside(part), str(error), 0)
+            return
+    part.unlink()
+    log.info("removed a file that was never committed", path=str(part), size_bytes=size_bytes)
+
+
+def _finish(part: Path, log: Log, committed: int | None = None) -> None:
+    """Publishes what is whole in *part*, of its first *committed* bytes if that is known."""
+    try:
+        found = recover(part, committed)
     except NotAContainer as error:
         _report(log, _set_aside(part), str(error), 0)
         return
+    lacking = committed is not None and found.length < committed
+    if lacking:
+        log.error(
+            "a file lacks bytes that were committed",
+            path=str(part),
+            committed_bytes=committed,
+            whole_bytes=found.length,
+        )
     if not found.records:
-        if found.damaged:
-            _report(log, _set_aside(part), "its first block is damaged", 0)
+        if found.damaged or lacking:
+            _report(log, _set_aside(part), "its first block is not whole", 0)
         else:
             part.unlink()
             log.info(
@@ -155,7 +210,7 @@ def _finish(part: Path, log: Log) -> None:
                 cut_bytes=found.torn_bytes,
             )
         return
-    if found.damaged:
+    if found.damaged or (lacking and found.torn_bytes):
         reason = f"a damaged block at byte {found.length}"
         _report(log, _salvage(part, found), reason, found.records)
     else:

@@ -1,0 +1,461 @@
+"""What is asked for by REST, when, and what an answer proves: from the holes to the requests.
+
+A hole is asked for after a moment's grace, since a trade that is merely late fills it by itself.
+One request of a symbol is out at a time, a few of all symbols, in turn. What comes back is
+believed only if it shows a trade that is known beside the hole, with the same figures: a page of
+another symbol has the same ids. What is still missing is asked for again with growing waits. Ids
+that REST lacks while it shows those on both sides are absent at the exchange, once a second look
+has confirmed it. Nothing here does I/O; requests leave through a callable.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from operator import methodcaller
+from typing import Any, NamedTuple
+
+from feedmono.config import BackfillConfig
+from feedmono.exchanges.base import Decoded, Exchange, PageRequest
+from feedmono.ids import UNKNOWN, Edge, Hole, Ids, State, mark_of
+from feedmono.seen import Seen
+from feedmono.trade import Trade
+
+GRACE_S = 0.5
+"""How long a hole may be filled by late trades before it is asked for."""
+TAIL_WAITS_S = (1.0, 10.0)
+"""How long after a subscription, and after the first look, a quiet symbol's tail is looked at:
+REST may lag behind the stream."""
+FIRST_RETRY_S = 2.0
+RETRY_CAP_S = 600.0
+ANSWER_LIMIT_S = 120.0
+"""A request without an answer for so long is lost."""
+MAX_OUTSTANDING = 8
+
+_MAX_SINCE = 10_000
+# A time by REST may have more or fewer digits than the stream's.
+_TIME_TOLERANCE_US = 1000
+
+Settle = Callable[[Any], object]
+"""What the ledger is to be told in its turn; called with it."""
+
+
+class Wanted(NamedTuple):
+    """What of a page is wanted."""
+
+    trades: Sequence[Trade]
+    """Those that are missing, not admitted yet."""
+    flaw: str
+    """Why the page can't be what was asked for; empty if it can."""
+
+
+@dataclass(slots=True)
+class _Tail:
+    """A look at what came after a symbol's last known trade."""
+
+    last_id: int
+    due_s: float
+    looks: int = 0
+    tries: int = 0
+
+
+@dataclass(slots=True)
+class _Out:
+    """A request that is out."""
+
+    wish: PageRequest
+    until_s: float
+    edge: Edge
+    """The last known trade when it was asked."""
+    aged: bool
+    """Whether it may begin later than its hole: what is older is not asked for."""
+
+
+class Backfill:
+    """The requests of one exchange. *clock* is monotonic, in seconds."""
+
+    def __init__(
+        self,
+        seen: Seen,
+        exchange: Exchange,
+        config: BackfillConfig,
+        ask: Callable[[PageRequest], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """:param ask: sends a request; False: not now."""
+        self.open_holes = 0
+        self.open_trades = 0
+        self.absent = 0
+        self.beyond = 0
+        self._seen = seen
+        self._exchange = exchange
+        self._rows = exchange.limits.page_rows
+        self._max_age_us = int(config.max_age_s * 1e6)
+        self._confirm_after_s = config.confirm_after_s
+        self._ask = ask
+        self._clock = clock
+        self._due: dict[str, float] = {}
+        """When a symbol's holes are to be looked at; those asked last stand last."""
+        self._tails: dict[str, _Tail] = {}
+        self._out: dict[str, _Out] = {}
+        self._since_us: dict[tuple[str, int], int] = {}
+        """How far pages by time have come towards a hole, by symbol and the hole's last id."""
+        self._counts: dict[str, tuple[int, int, int, int]] = {}
+        seen.touched |= {symbol for symbol, ids in seen.symbols.items() if ids.holes}
+
+    # --- what happens
+
+    def subscribed(self, symbol: str) -> None:
+        """The exchange has begun to send the symbol's trades: were there any before?"""
+        ids = self._seen.symbols.get(symbol)
+        if ids is not None and self._max_age_us:
+            self._tails[symbol] = _Tail(ids.last_id, self._clock() + TAIL_WAITS_S[0])
+
+    def snapshot(self, symbol: str, last_id: int) -> None:
+        """The exchange has shown its latest trades, up to that one."""
+        tail = self._tails.get(symbol)
+        if tail is not None and last_id >= tail.last_id:
+            del self._tails[symbol]
+
+    def reader_started(self) -> None:
+        """Requests to the reader before are lost."""
+        for symbol in list(self._out):
+            self._lost(symbol)
+
+    def failed(self, symbol: str, first_id: int) -> None:
+        """A request brought no page."""
+        out = self._out.get(symbol)
+        if out is None or out.wish.first_id != first_id:
+            return
+        del self._out[symbol]
+        self._in_vain(out)
+
+    # --- asking
+
+    def next_s(self) -> float:
+        """When `tick` has something to do at the latest; ``math.inf`` for never."""
+        if self._seen.touched:
+            return self._clock()
+        due_s = math.inf
+        if len(self._out) < MAX_OUTSTANDING:
+            due_s = min((d for s, d in self._due.items() if s not in self._out), default=due_s)
+            tails = (t.due_s for s, t in self._tails.items() if s not in self._out)
+            due_s = min(due_s, min(tails, default=due_s))
+        return min(due_s, min((out.until_s for out in self._out.values()), default=due_s))
+
+    def tick(self) -> list[Settle]:
+        """Asks for what is due; what the ledger is to be told (holes that are given up)."""
+        now_s = self._clock()
+        settled: list[Settle] = []
+        for symbol, out in list(self._out.items()):
+            if out.until_s <= now_s:
+                self._lost(symbol)
+        for symbol in self._seen.touched:
+            settled += self._plan(symbol, now_s)
+        self._seen.touched.clear()
+        for symbol in [s for s, due_s in self._due.items() if due_s <= now_s]:
+            if len(self._out) >= MAX_OUTSTANDING:
+                return settled
+            if symbol not in self._out and not self._send(symbol, self._wish(symbol, now_s), now_s):
+                return settled
+        for symbol in [s for s, tail in self._tails.items() if tail.due_s <= now_s]:
+            if len(self._out) >= MAX_OUTSTANDING:
+                return settled
+            if symbol not in self._out and not self._look(symbol, now_s):
+                return settled
+        return settled
+
+    def _plan(self, symbol: str, now_s: float) -> list[Settle]:
+        """Finds out when the symbol's holes are due, and gives up those that are too old."""
+        ids = self._seen.symbols[symbol]
+        settled: list[Settle] = []
+        cutoff_us = self._cutoff_us()
+        for hole in list(ids.open_holes()):
+            if not self._max_age_us or (hole.after and hole.after.time_us < cutoff_us):
+                settled.append(self._give_up(symbol, ids, hole.first_id, hole.last_id))
+            elif not hole.due_s:
+                hole.due_s = now_s + GRACE_S
+        due_s = min((hole.due_s for hole in ids.open_holes()), default=None)
+        if due_s is None:
+            self._due.pop(symbol, None)
+        else:
+            self._due[symbol] = due_s
+        self._count(symbol, ids)
+        return settled
+
+    def _give_up(self, symbol: str, ids: Ids, first_id: int, last_id: int) -> Settle:
+        ids.give_up(first_id, last_id)
+        ids.changes = {}
+        return methodcaller("give_up", symbol, first_id, last_id)
+
+    def _cutoff_us(self) -> int:
+        """Trades before it are too old. By the exchange's clock: a local one that is wrong, or
+        that steps, must not give up what can be had."""
+        newest_us = self._seen.newest_us
+        return newest_us - self._max_age_us
+
+    def _wish(self, symbol: str, now_s: float) -> tuple[PageRequest, bool] | None:
+        """The request for a symbol's first hole that is due, and for those behind it that the
+        same page can show."""
+        ids = self._seen.symbols[symbol]
+        due = [hole for hole in ids.open_holes() if hole.due_s <= now_s]
+        if not due:
+            return None
+        hole = due[0]
+        since_us = hole.before.time_us if hole.before else ids.epoch_us
+        cutoff_us = self._cutoff_us()
+        aged = since_us < cutoff_us or not _known(hole.before)
+        since_us = max(since_us, cutoff_us, self._since_us.get((symbol, hole.last_id), 0))
+        first_id = max(0, hole.first_id - 1)
+        rows = self._rows
+        if self._exchange.pages_by_id:
+            aged = False
+            # Of a large hole the newest first: there is where its age is known.
+            first_id = max(first_id, hole.last_id + 2 - rows)
+            last_id = max(h.last_id for h in due if h.last_id + 2 - first_id <= rows)
+            rows = last_id + 2 - first_id
+        return PageRequest(symbol, first_id, since_us, rows, False), aged
+
+    def _send(self, symbol: str, wish: tuple[PageRequest, bool] | None, now_s: float) -> bool:
+        """Asks, and puts the symbol behind the others; False: not now."""
+        due_s = self._due.pop(symbol)
+        if wish is None:
+            self._seen.touched.add(symbol)
+            return True
+        if not self._ask(wish[0]):
+            self._due[symbol] = now_s + GRACE_S
+            return False
+        self._due[symbol] = due_s
+        edge = self._seen.symbols[symbol].last_edge
+        self._out[symbol] = _Out(wish[0], now_s + ANSWER_LIMIT_S, edge, wish[1])
+        return True
+
+    def _look(self, symbol: str, now_s: float) -> bool:
+        """Asks for the tail, if no later trade has come, which would have shown what is missing;
+        False: not now."""
+        tail = self._tails[symbol]
+        ids = self._seen.symbols[symbol]
+        if ids.last_id != tail.last_id:
+            del self._tails[symbol]
+            return True
+        edge = ids.last_edge
+        wish = PageRequest(symbol, edge.trade_id, edge.time_us, self._rows, True)
+        if not self._ask(wish):
+            tail.due_s = now_s + GRACE_S
+            return False
+        self._out[symbol] = _Out(wish, now_s + ANSWER_LIMIT_S, edge, False)
+        return True
+
+    def _lost(self, symbol: str) -> None:
+        """No answer will come any more."""
+        self._in_vain(self._out.pop(symbol))
+
+    def _in_vain(self, out: _Out) -> None:
+        wish = out.wish
+        now_s = self._clock()
+        if wish.tail:
+            tail = self._tails.get(wish.symbol)
+            if tail is not None:
+                tail.tries += 1
+                tail.due_s = now_s + _backoff_s(tail.tries)
+            return
+        for hole in self._asked(out):
+            hole.tries += 1
+            hole.due_s = now_s + _backoff_s(hole.tries)
+        self._seen.touched.add(wish.symbol)
+
+    def _asked(self, out: _Out) -> list[Hole]:
+        """The open holes that a request was for."""
+        wish = out.wish
+        ids = self._seen.symbols[wish.symbol]
+        last_id = wish.first_id + (wish.rows if self._exchange.pages_by_id else 1)
+        return [h for h in ids.holes_within(wish.first_id, last_id) if h.state is State.OPEN]
+
+    # --- answers
+
+    def wanted(self, wish: PageRequest, decoded: Decoded) -> Wanted:
+        """What of a page is missing; to be followed by `Seen.admit` and `take`."""
+        ids = self._seen.symbols.get(wish.symbol)
+        trades = decoded.trades
+        if ids is None:
+            return Wanted((), "nothing is known of its symbol")
+        if not trades:
+            return Wanted((), "")
+        out = self._out.get(wish.symbol)
+        edge = out.edge if out is not None else ids.last_edge
+        if flaw := self._flaw(ids, wish, trades, edge):
+            return Wanted((), flaw)
+        last_id = ids.last_id
+        wanted = [
+            t
+            for t in trades
+            if (wish.tail if t.trade_id > last_id else ids.hole_of(t.trade_id) is not None)
+        ]
+        return Wanted(wanted, "")
+
+    def _flaw(self, ids: Ids, wish: PageRequest, trades: Sequence[Trade], edge: Edge) -> str:
+        """Why a page can't be what was asked for; empty if it can."""
+        last_id = -1
+        for trade in trades:
+            if trade.symbol != wish.symbol:
+                return f"it shows trades of {trade.symbol!r}"
+            if trade.trade_id <= last_id:
+                return f"its ids do not rise: {last_id} comes before {trade.trade_id}"
+            last_id = trade.trade_id
+        if self._exchange.pages_by_id and trades[0].trade_id < wish.first_id:
+            return f"it begins at id {trades[0].trade_id}, before the {wish.first_id} asked for"
+        known = {edge.trade_id: edge, ids.last_id: ids.last_edge}
+        for hole in ids.holes_within(trades[0].trade_id - 1, last_id + 1):
+            known.update((e.trade_id, e) for e in (hole.before, hole.after) if e is not None)
+        matched = 0
+        for trade in trades:
+            edge_there = known.get(trade.trade_id)
+            if edge_there is None or edge_there.mark == UNKNOWN:
+                continue
+            if not _same(trade, edge_there):
+                return f"its trade {trade.trade_id} is another than the one that is known"
+            matched += 1
+        if not matched and not self._beyond_proof(ids.hole_of(wish.first_id + 1), last_id):
+            return "it shows no trade that is known"
+        return ""
+
+    def _beyond_proof(self, asked: Hole | None, last_id: int) -> bool:
+        """Whether a page up to that id can't show a known trade beside the hole: its edges are
+        not known, or, by time, the known one is further away than a page."""
+        if asked is None or _known(asked.before):
+            return False
+        reached = asked.after is not None and asked.after.trade_id <= last_id
+        return not _known(asked.after) or (not self._exchange.pages_by_id and not reached)
+
+    def take(
+        self, wish: PageRequest, decoded: Decoded, flaw: str, admitted: int, now_us: int
+    ) -> list[Settle]:
+        """A page has come and what was wanted of it is admitted; what the ledger is to be told.
+
+        :param admitted: how many trades it brought.
+        """
+        symbol = wish.symbol
+        out = self._out.get(symbol)
+        if out is not None and out.wish.first_id == wish.first_id and out.wish.tail == wish.tail:
+            del self._out[symbol]
+        else:
+            out = None
+        ids = self._seen.symbols.get(symbol)
+        if ids is None:
+            return []
+        self._seen.touched.add(symbol)
+        if flaw or not decoded.trades:
+            if out is not None:
+                self._in_vain(out)
+            return []
+        settled = self._prove(symbol, ids, decoded, now_us)
+        settled += self._age(symbol, ids, wish, decoded.trades, out)
+        now_s = self._clock()
+        if wish.tail:
+            self._looked(symbol, ids, len(decoded.trades) >= wish.rows, now_s)
+        last = decoded.trades[-1]
+        for hole in self._asked(out) if out is not None and not wish.tail else ():
+            by_time = not self._exchange.pages_by_id
+            if by_time and last.trade_id < hole.first_id and last.time_us > wish.since_us:
+                self._come_closer(symbol, hole, last.time_us)
+                hole.due_s = now_s
+            elif hole.proofs:
+                hole.due_s = now_s + self._confirm_after_s
+            elif admitted:
+                hole.due_s = now_s
+            else:
+                hole.tries += 1
+                hole.due_s = now_s + _backoff_s(hole.tries)
+        ids.changes = {}
+        return settled
+
+    def _come_closer(self, symbol: str, hole: Hole, time_us: int) -> None:
+        """A page by time has ended before the hole: the next one begins where it ended."""
+        if len(self._since_us) >= _MAX_SINCE:
+            self._since_us.clear()
+        self._since_us[symbol, hole.last_id] = time_us
+
+    def _prove(self, symbol: str, ids: Ids, decoded: Decoded, now_us: int) -> list[Settle]:
+        """What is missing between a page's rows, REST does not have either."""
+        if decoded.problems:
+            return []
+        first_id, last_id = decoded.trades[0].trade_id, decoded.trades[-1].trade_id
+        settled: list[Settle] = []
+        confirm_after_us = int(self._confirm_after_s * 1e6)
+        for hole in ids.holes_within(first_id + 1, last_id - 1):
+            first, last = max(hole.first_id, first_id + 1), min(hole.last_id, last_id - 1)
+            if hole.state is State.OPEN and first <= last:
+                ids.prove(first, last, now_us, confirm_after_us)
+                settled.append(methodcaller("prove", symbol, first, last, now_us, confirm_after_us))
+        for hole in ids.holes_within(first_id + 1, last_id - 1):
+            if hole.state is State.OPEN and hole.proofs:
+                hole.due_s = self._clock() + self._confirm_after_s
+        return settled
+
+    def _age(
+        self,
+        symbol: str,
+        ids: Ids,
+        wish: PageRequest,
+        trades: Sequence[Trade],
+        out: _Out | None,
+    ) -> list[Settle]:
+        """What of the hole is too old, now that a page has shown how old its rows are."""
+        first = trades[0]
+        old = first.time_us < self._cutoff_us() if self._exchange.pages_by_id else False
+        old |= out is not None and out.aged
+        hole = ids.hole_of(first.trade_id - 1) if old else None
+        if hole is None or hole.state is not State.OPEN:
+            return []
+        return [self._give_up(symbol, ids, hole.first_id, first.trade_id - 1)]
+
+    def _looked(self, symbol: str, ids: Ids, full: bool, now_s: float) -> None:
+        """The tail was shown."""
+        tail = self._tails.get(symbol)
+        if tail is None:
+            return
+        tail.last_id = ids.last_id
+        tail.tries = 0
+        if full:
+            tail.due_s = now_s
+            return
+        tail.looks += 1
+        if tail.looks < len(TAIL_WAITS_S):
+            tail.due_s = now_s + TAIL_WAITS_S[tail.looks]
+        else:
+            del self._tails[symbol]
+
+    # --- counting
+
+    def _count(self, symbol: str, ids: Ids) -> None:
+        """Keeps the totals over all symbols."""
+        holes = trades = absent = beyond = 0
+        for hole in ids.holes:
+            if hole.state is State.OPEN:
+                holes += 1
+                trades += hole.size
+            elif hole.state is State.ABSENT:
+                absent += hole.size
+            else:
+                beyond += hole.size
+        before = self._counts.get(symbol, (0, 0, 0, 0))
+        self.open_holes += holes - before[0]
+        self.open_trades += trades - before[1]
+        self.absent += absent - before[2]
+        self.beyond += beyond - before[3]
+        self._counts[symbol] = (holes, trades, absent, beyond)
+
+
+def _backoff_s(tries: int) -> float:
+    return min(FIRST_RETRY_S * 2.0 ** min(tries - 1, 30), RETRY_CAP_S)
+
+
+def _same(trade: Trade, edge: Edge) -> bool:
+    """Whether a trade of a page is the known one."""
+    return abs(trade.time_us - edge.time_us) <= _TIME_TOLERANCE_US and mark_of(trade) == edge.mark
+
+
+def _known(edge: Edge | None) -> bool:
+    return edge is not None and edge.mark != UNKNOWN
