@@ -16,9 +16,9 @@ import contextlib
 import json
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from feedmono.ids import Edge, Epoch, Fill, Hole, Ids, State
@@ -383,13 +383,24 @@ def _version(connection: sqlite3.Connection) -> int:
 
     :raises ValueError: it is another one than this code's.
     """
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    tables = {sql for (sql,) in connection.execute("SELECT sql FROM sqlite_master")}
+    with _one_view(connection):
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        tables = {sql for (sql,) in connection.execute("SELECT sql FROM sqlite_master")}
     if version not in (0, VERSION) or (not version and tables):
         raise ValueError(f"its version is {version}, known is {VERSION}")
     if version and tables != _TABLES:
         raise ValueError("it is damaged: its tables are not those of its version")
     return int(version)
+
+
+@contextlib.contextmanager
+def _one_view(connection: sqlite3.Connection) -> Iterator[None]:
+    """All that is read within is of the same commit."""
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.rollback()
 
 
 def _set_aside(path: Path) -> Path:
@@ -409,9 +420,7 @@ def _set_aside(path: Path) -> Path:
 
 def _load(connection: sqlite3.Connection) -> Content:
     symbols: dict[str, Ids] = {}
-    # One view of all tables.
-    connection.execute("BEGIN")
-    try:
+    with _one_view(connection):
         for row in connection.execute("SELECT * FROM symbols ORDER BY symbol"):
             if not isinstance(row[0], str):
                 raise ValueError(f"{row[0]!r} stands where a symbol belongs")  # noqa: TRY004
@@ -424,8 +433,6 @@ def _load(connection: sqlite3.Connection) -> Content:
             for ring, position in connection.execute("SELECT first_sequence, position FROM rings")
         }
         meta = dict(connection.execute("SELECT key, value FROM meta"))
-    finally:
-        connection.rollback()
     for symbol, ids in symbols.items():
         _check_order(symbol, ids)
     mark = None
@@ -461,19 +468,26 @@ def _ids(row: Sequence[object]) -> Ids:
     return ids
 
 
-def _hole(row: Sequence[object]) -> Hole:
+def _hole(row: Sequence[Any]) -> Hole:
     _, first_id, last_id, state, cause, opened_us, *rest = row
-    before, after = rest[:3], rest[3:6]
+    before, after, tried = rest[:3], rest[3:6], rest[6:]
+    numbers = [first_id, last_id, state, opened_us, *tried]
+    numbers += [
+        *(before if before[0] is not None else ()),
+        *(after if after[0] is not None else ()),
+    ]
+    if set(map(type, numbers)) != {int}:
+        raise ValueError(f"{numbers!r} stand where numbers belong")
     hole = Hole(
-        _int(first_id),
-        _int(last_id),
+        first_id,
+        last_id,
         str(cause),
-        _int(opened_us),
-        None if before[0] is None else Edge(*map(_int, before)),
-        None if after[0] is None else Edge(*map(_int, after)),
-        State(_int(state)),
+        opened_us,
+        None if before[0] is None else Edge(*before),
+        None if after[0] is None else Edge(*after),
+        State(state),
     )
-    hole.tries, hole.proofs, hole.proved_us = map(_int, rest[6:])
+    hole.tries, hole.proofs, hole.proved_us = tried
     return hole
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,7 +15,9 @@ from instance import Instance
 from sim import Sim, wait_until
 
 from feedmono import ledger
+from feedmono.counters import Counters, Field
 from feedmono.ids import Ids
+from feedmono.ring import Ring
 
 
 class Outcome(NamedTuple):
@@ -97,6 +100,29 @@ def verified(instance: Instance, *arguments: str) -> dict[str, Any]:
     _, output = feedmono(instance, "verify", "--format", "json", *arguments)
     content: dict[str, Any] = json.loads(output[output.index("{") :])
     return content
+
+
+def watch_drain(instance: Instance, exchange: str, until: int, rate: int) -> str:
+    """What a backlog's end looks like: from the first trade delivered until *until* are; how
+    fast, against the live *rate*, and for how long the latency was raised."""
+    (page,) = (instance.folder / "rings").glob(f"*-{exchange}.counters")
+    (path,) = (instance.folder / "rings").glob(f"*-{exchange}.ring")
+    counters, ring = Counters(page), Ring(path)
+    asked_s, before = time.monotonic(), counters[Field.DELIVERED_TRADES]
+    wait_until(lambda: counters[Field.DELIVERED_TRADES], lambda now: now > before, 120.0)
+    begun_s, first = time.monotonic(), counters[Field.DELIVERED_TRADES]
+    wait_until(lambda: counters[Field.DELIVERED_TRADES], lambda now: now >= until, 120.0)
+    span_s = max(time.monotonic() - begun_s, 1e-3)
+    drained = (counters[Field.DELIVERED_TRADES] - first) / span_s
+    # Half a second of the live rate is what is always under way.
+    wait_until(lambda: ring.used_bytes, lambda used: used < rate * 100, 60.0)
+    raised_s = time.monotonic() - asked_s
+    ring.close()
+    return (
+        f"drained at {drained:,.0f} trades/s, {drained / rate:.1f} times the live rate; latency "
+        f"back to normal {raised_s:.1f} s after the broker, {begun_s - asked_s:.1f} s of which "
+        "passed before its first acknowledgement"
+    )
 
 
 def parts(folder: Path) -> list[str]:

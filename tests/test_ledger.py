@@ -454,6 +454,29 @@ def test_a_reader_sees_one_whole_commit_while_the_writer_is_at_work(path: Path, 
     assert len(seen) > 20, "they ran at the same time"
 
 
+def test_a_reader_may_come_while_the_ledger_is_made(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(sqlite3.Connection):
+        """While it looks, the ledger is made."""
+
+        def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+            cursor = super().execute(statement, *values)
+            if "user_version" in statement:
+                opened(path).close()
+            return cursor
+
+    path.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            ledger_module, "_look", lambda path: sqlite3.connect(path, factory=Interrupted)
+        )
+        assert read(path) is None
+    assert content(path).symbols == {}
+
+
 # --- commits that fail
 
 
