@@ -148,7 +148,8 @@ class Outcome(IntEnum):
     JUMPED = 3
     """It is above the last id, and ids between are missing now."""
     FAR = 4
-    """It is so far off that it is taken for itself alone."""
+    """It does not fit what is known (too far off, or old but for its time): it is taken for
+    itself alone until another confirms it."""
     EPOCH = 5
     """The exchange has begun its ids anew; what was known is forgotten."""
 
@@ -184,12 +185,15 @@ class Ids:
     do not touch each other unless they differ, and lie between the two.
 
     An id is new if it is above the last or in a hole; but a snapshot's or a page's below the first
-    is not: what was before the beginning is not asked for. An id that is not new, with a time at
-    least `EPOCH_US` newer than everything known, begins a new epoch (a relisting, a test exchange
-    started again).
+    is not: what was before the beginning is not asked for. Two trades in a row whose ids are not
+    new, with times at least `EPOCH_US` newer than everything known, begin a new epoch (a
+    relisting, a test exchange started again); one alone, with the range going on behind it, is
+    garbage.
     """
 
     __slots__ = (
+        "_anew",
+        "_anew_last_id",
         "_candidate",
         "backfilled",
         "changes",
@@ -247,6 +251,10 @@ class Ids:
         self.folded_until = first.trade_id
         """Below this id folded holes may be."""
         self._candidate: Trade | None = None
+        self._anew: Trade | None = None
+        """The last trade that looked like the first of a new epoch."""
+        self._anew_last_id = -1
+        """The last id then. Once it has moved, the range goes on and no epoch has begun."""
         self.changes: dict[int, Hole | None] | None = {}
         """Holes that were opened or changed, by their first id, and those that are gone (None),
         since the caller emptied it; None: everything changed."""
@@ -306,16 +314,20 @@ class Ids:
                 self.sequence = sequence
             return outcome
         self._candidate = None
+        newer = origin != BACKFILL and trade.time_us >= self.newest_us + EPOCH_US
+        if newer and (anew := self._confirmed_by(trade)) is not None:
+            self.ended.append(Epoch.of(self))
+            self.begin(anew, self.epoch + 1)
+            self.changes = None
+            self._advance(trade, cause, now_us, max_trades)
+            self.sequence = sequence
+            return Outcome.EPOCH
         hole = self.hole_of(trade_id)
         if hole is not None:
             self._fill(hole, trade, origin)
             return Outcome.FILLED
-        if origin != BACKFILL and trade.time_us >= self.newest_us + EPOCH_US:
-            self.ended.append(Epoch.of(self))
-            self.begin(trade, self.epoch + 1)
-            self.changes = None
-            self.sequence = sequence
-            return Outcome.EPOCH
+        if newer:
+            return self._add_newer(trade)
         if trade_id >= self.first_id or trade_id in self.islands or origin != STREAM:
             return Outcome.REPEATED
         if self.first_id - trade_id > NEAR:
@@ -330,6 +342,31 @@ class Ids:
             self._insert(0, hole)
             self._cut_out_landed(landed)
         return Outcome.NEXT
+
+    def _confirmed_by(self, trade: Trade) -> Trade | None:
+        """The first trade of the epoch that, as this one shows, has begun. Ids of the new epoch
+        may run into holes of the old one: this one may be missing there."""
+        anew = self._anew
+        if anew is None or self._anew_last_id != self.last_id:
+            return None
+        # Those of one epoch are little older than its first.
+        fits = 0 < trade.trade_id - anew.trade_id <= FAR and trade.time_us > anew.time_us - EPOCH_US
+        return anew if fits else None
+
+    def _add_newer(self, trade: Trade) -> Outcome:
+        """Takes an old id with a new time for the first one of an epoch, to be confirmed."""
+        if self._is_anew(trade.trade_id, trade.time_us):
+            # Changes nothing: the ledger is not told of repeats.
+            return Outcome.REPEATED
+        self._anew = trade
+        self._anew_last_id = self.last_id
+        if trade.trade_id < self.first_id:
+            self._strand(trade.trade_id)
+        return Outcome.FAR
+
+    def _is_anew(self, trade_id: int, time_us: int) -> bool:
+        anew = self._anew
+        return anew is not None and (trade_id, time_us) == (anew.trade_id, anew.time_us)
 
     def _add_above(self, trade: Trade, cause: str, now_us: int, max_trades: int) -> Outcome:
         trade_id = trade.trade_id
@@ -431,6 +468,11 @@ class Ids:
 
         :param time_us: the exchange's time of it; the neighbours' are not known any more.
         """
+        if self._is_anew(trade_id, time_us):
+            # In the range that id is an older trade's, which was delivered.
+            self._anew = None
+            self.islands.pop(trade_id, None)
+            return
         if trade_id in self.islands:
             del self.islands[trade_id]
             self._candidate = None

@@ -502,7 +502,11 @@ def _int(value: object) -> int:
 
 
 def _look(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"file:{quote(str(path))}?mode=ro", timeout=_BUSY_S, uri=True)
+    # Without a log nobody has it open. By itself SQLite would make one beside it, which not everybody
+    # may, and leave it behind with the owner of whoever looked.
+    alone = not path.with_name(f"{path.name}-wal").exists()
+    how = "mode=ro&immutable=1" if alone else "mode=ro"
+    return sqlite3.connect(f"file:{quote(str(path))}?{how}", timeout=_BUSY_S, uri=True)
 
 
 def read(path: Path) -> Content | None:

@@ -25,13 +25,13 @@ MAX_HOLD_S = 3 * 86_400.0
 """The longest that `AttemptLimiter.hold` keeps still. Binance bans for 3 days at most."""
 
 _FILE_LIMIT_BYTES = 1 << 20
-_STARTED_S = time.time() - time.monotonic()
+_BOOTED_S = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def steady_time() -> float:
-    """Unix time in seconds as it was when the process started, and what has passed since: a
-    wall clock that is set while it runs lengthens or shortens no wait."""
-    return _STARTED_S + time.monotonic()
+    """Unix time in seconds as it was when the process started, and what has passed since, be it
+    asleep: a wall clock that is set while it runs lengthens or shortens no wait."""
+    return _BOOTED_S + time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class AttemptLimiter:
@@ -42,8 +42,9 @@ class AttemptLimiter:
     for a whole window: a storm of short-lived connections is slowed down early instead of
     standing still at the end, when there would be nothing left for the rest of the window.
 
-    Times are Unix seconds. A clock that was set back makes an attempt of the future: it counts as
-    one of now, so the error is on the slow side. A file that can't be read counts as no attempts
+    Times are Unix seconds, those of an earlier process of the same boot by this one's clock. A
+    clock that was set back over a boot makes an attempt of the future: it counts as one of now, so
+    the error is on the slow side. A file that can't be read counts as no attempts
     made, one that can't be written costs the memory over a restart; both are logged, neither
     stops the capture.
     """
@@ -108,6 +109,8 @@ class AttemptLimiter:
                 content = json.loads(file.read(_FILE_LIMIT_BYTES))
             made = [_time(t) for t in content["made"]]
             held_at, hold_s = _time(content["held_at"]), _time(content["hold_s"])
+            same_boot = content.get("boot") == _boot()
+            set_by_s = _BOOTED_S - _time(content["booted_s"]) if same_boot else 0.0
         except FileNotFoundError:
             self._log.debug("no connection attempts on record", file=str(self._path))
         except (
@@ -124,13 +127,19 @@ class AttemptLimiter:
                 error=repr(error)[:200],
             )
         else:
-            self._made.extend(sorted(made))
-            self._held_at, self._hold_s = held_at, min(hold_s, MAX_HOLD_S)
+            self._made.extend(t + set_by_s for t in sorted(made))
+            self._held_at, self._hold_s = held_at + set_by_s, min(hold_s, MAX_HOLD_S)
 
     def _save(self) -> None:
         """Replaces the file. Not synced: after a crash of the host the exchange's window has
         mostly passed, and a torn file counts as empty."""
-        content = {"made": list(self._made), "held_at": self._held_at, "hold_s": self._hold_s}
+        content = {
+            "made": list(self._made),
+            "held_at": self._held_at,
+            "hold_s": self._hold_s,
+            "boot": _boot(),
+            "booted_s": _BOOTED_S,
+        }
         new = self._path.with_suffix(".attempts.new")
         try:
             new.write_text(json.dumps(content))

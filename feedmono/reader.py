@@ -247,12 +247,12 @@ class Process:
 
     def changed(self) -> None:
         served = set().union(*(slot.served for slot in self._slots)) - self._unlisted.keys()
-        refused = {
+        refused = self._unlisted | {
             symbol: reason
             for slot in self._slots
             for symbol, reason in slot.refused_symbols.items()
             if symbol not in served
-        } | self._unlisted
+        }
         self._counters[Field.CONNECTED] = sum(slot.is_flowing for slot in self._slots)
         self._counters[Field.SUBSCRIBED] = len(served)
         self._counters[Field.REFUSED] = len(refused)

@@ -690,6 +690,9 @@ def prepare(path: Path, capacity_bytes: int, least_sequence: int = 0) -> Prepare
             old = RingWriter(path)
         except ForeignRingError as error:
             reason = str(error)
+            # Above all that it may hold, too, should the clock have been set back.
+            held = path.stat().st_size // RECORD_BYTES + _SKIPPED
+            first_sequence = max(first_sequence, least_sequence + held)
         else:
             used_bytes, old_bytes = old.used_bytes, old.capacity_bytes
             first_sequence = max(first_sequence, old.next_sequence)

@@ -36,7 +36,7 @@ class Seen:
         self.begun_anew: list[str] = []
         """Symbols whose ids began anew; the caller takes them out."""
         self.far: list[tuple[str, int]] = []
-        """Trades whose id is too far off to be believed; the caller takes them out."""
+        """Trades that do not fit the ids of their symbol; the caller takes them out."""
         self.touched: set[str] = set()
         """Symbols whose holes have changed; the caller takes them out."""
         self.max_trades = max_trades
@@ -70,7 +70,7 @@ class Seen:
         if len(trades) == 1:
             trade = trades[0]
             ids = self.symbols.get(trade.symbol)
-            if ids is not None and trade.trade_id == ids.last_id + 1:
+            if ids is not None and trade.trade_id == ids.last_id + 1 and not ids.islands:
                 ids.last_id += 1
                 ids.last = trade
                 ids.sequence = sequence
@@ -109,10 +109,10 @@ class Seen:
             self.late += 1
             self.counts_changed = True
         self.newest_us = max(self.newest_us, trade.time_us)
-        if outcome is Outcome.JUMPED:
-            self.cause = self.cause or cause
-        elif outcome is Outcome.EPOCH:
+        if outcome is Outcome.EPOCH:
             self.begun_anew.append(symbol)
+        if outcome is Outcome.JUMPED or (outcome is Outcome.EPOCH and ids.holes):
+            self.cause = self.cause or cause
         elif outcome is Outcome.FAR:
             self.far.append((symbol, trade.trade_id))
         if outcome is not Outcome.NEXT or ids.found != found:

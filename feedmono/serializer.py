@@ -29,6 +29,7 @@ from feedmono.coverage import News
 from feedmono.exchanges import load
 from feedmono.exchanges.base import Decoded, Exchange, PageRequest, Undecodable
 from feedmono.ledger import Ledger, LedgerError
+from feedmono.limiter import steady_time
 from feedmono.log import Log
 from feedmono.metadata import CanonicalSymbols
 from feedmono.ring_layout import BINARY, EVENT, FRAME, PAGE, Record
@@ -122,11 +123,15 @@ class Normalizer:
         trades = seen.admit(trades, origin, sequence, now_ns // 1000)
         if seen.dropped != before:
             self._counters.add(Field.DUPLICATES, seen.dropped - before)
-        while seen.begun_anew:
-            self._log.warning("trade ids began anew", symbol=seen.begun_anew.pop())
         while seen.far:
             symbol, trade_id = seen.far.pop()
-            self._log.warning("a trade id is far off", symbol=symbol, trade_id=trade_id)
+            self._log.warning(
+                "a trade does not fit the ids of its symbol: delivered, not counted on",
+                symbol=symbol,
+                trade_id=trade_id,
+            )
+        while seen.begun_anew:
+            self._log.warning("trade ids began anew", symbol=seen.begun_anew.pop())
         return trades
 
     def _taken(
@@ -232,8 +237,10 @@ class Normalizer:
                 trades = self._admit(wanted.trades, BACKFILL, record.sequence, now_ns)
         except Undecodable as error:
             flaw = str(error)
-        now_us = now_ns // 1000
-        settle = self._backfill.take(wish, decoded, flaw, len(trades), now_us)
+        # Two looks are to be some time apart: a clock that is set between them does not count.
+        settle = self._backfill.take(
+            wish, decoded, flaw, len(trades), int(steady_time() * 1_000_000)
+        )
         if not flaw:
             self._flaw = ""
             symbol = wish.symbol if trades else None

@@ -29,8 +29,8 @@ _FIRST_RETRY_S = 0.25
 _RETRY_CAP_S = 30.0
 _SAMPLE_S = 1.0
 _SUMMARY_S = 60.0
-# 50 days: a clock may be set back, but a sequence further ahead is damage.
-_SEQUENCE_LEAD_US = 1 << 42
+# Far above any Unix time in µs, and with room behind it in 64 bits: beyond it is damage.
+_MOST_SEQUENCE = 1 << 62
 # A status that is older is no status.
 _SILENT_S = 10.0
 # Of an orderly stop, what the readers may take before they are killed; they only say goodbye.
@@ -93,7 +93,7 @@ class Supervisor:
     _signal_fd: int = -1
     _locks: list[int] = field(default_factory=list)
     """Descriptors that hold the locks on the rings, for the children to inherit."""
-    _started_at_s: float = 0.0
+    _started_s: float = 0.0
     _status_trouble: str = ""
 
     # --- start
@@ -116,7 +116,7 @@ class Supervisor:
             return 1
         self._listen()
         workers.set_title("supervisor")
-        self._started_at_s = time.time()
+        self._started_s = time.monotonic()
         # What is there by now is never collected: the children share its pages.
         gc.collect()
         gc.freeze()
@@ -138,23 +138,8 @@ class Supervisor:
         for exchange in self.config.enabled_exchanges:
             shared = workers.Shared.of(self.config, exchange.name)
             with statelock.guarded(shared.ring):
-                prepared = ring.prepare(
-                    shared.ring, self.config.ring_capacity_bytes, _least_sequence(shared)
-                )
+                self._prepare_ring(exchange.name, shared)
             self._locks.append(statelock.guard(shared.ring))
-            if prepared.set_aside:
-                self.log.warning(
-                    "ring set aside",
-                    exchange=exchange.name,
-                    path=str(prepared.set_aside),
-                    reason=prepared.reason,
-                )
-            if prepared.kept_bytes:
-                self.log.info(
-                    "ring holds what was not delivered before",
-                    exchange=exchange.name,
-                    size_bytes=prepared.kept_bytes,
-                )
             Counters.create(shared.counters)
             for note in (shared.reader_note, shared.serializer_note):
                 note.unlink(missing_ok=True)
@@ -167,6 +152,23 @@ class Supervisor:
             ):
                 end.setblocking(False)
                 self._workers.append(Worker(role, exchange.name, main, wake_fd, end.detach()))
+
+    def _prepare_ring(self, exchange: str, shared: workers.Shared) -> None:
+        capacity_bytes = self.config.ring_capacity_bytes
+        prepared = ring.prepare(shared.ring, capacity_bytes, _least_sequence(shared))
+        if prepared.set_aside:
+            self.log.warning(
+                "ring set aside",
+                exchange=exchange,
+                path=str(prepared.set_aside),
+                reason=prepared.reason,
+            )
+        if prepared.kept_bytes:
+            self.log.info(
+                "ring holds what was not delivered before",
+                exchange=exchange,
+                size_bytes=prepared.kept_bytes,
+            )
 
     def _listen(self) -> None:
         """Signals only wake the loop, which reads their numbers from a pipe."""
@@ -211,11 +213,12 @@ class Supervisor:
                 self.display.readable(fd)
 
     def _sample(self) -> snapshot.Snapshot:
-        now_s = time.monotonic()
+        now_s, now_at_s = time.monotonic(), time.time()
         state = snapshot.Snapshot(
             os.getpid(),
-            self._started_at_s,
-            time.time(),
+            # By the clock as it is now: that may have been set since.
+            now_at_s - (now_s - self._started_s),
+            now_at_s,
             self.config.sink,
             tuple(
                 sampler.sample(self._known(exchange, now_s))
@@ -280,6 +283,9 @@ class Supervisor:
                 status = worker.main(
                     self.config, worker.exchange, worker.wake_fd, worker.request_fd, log
                 )
+            except ring.ForeignRingError as error:
+                log.error("the ring can't be used", error=str(error))
+                status = workers.RING_UNUSABLE
             except Exception as error:
                 log.error(f"{worker.role} failed", error=repr(error), exc_info=True)
         except workers.OrphanedError:
@@ -311,6 +317,27 @@ class Supervisor:
                 restart_in_s=worker.retry_s,
             )
             worker.retry_s = min(worker.retry_s * 2, _RETRY_CAP_S)
+            if os.WIFEXITED(status) and os.WEXITSTATUS(status) == workers.RING_UNUSABLE:
+                self._mend_ring(worker.exchange)
+
+    def _mend_ring(self, exchange: str) -> None:
+        """Replaces a ring that was damaged while it was in use; what is intact in it is read
+        first, as after a start."""
+        for worker in self._workers:
+            # Whoever has the damaged one open still must not go on with it.
+            if worker.exchange == exchange and worker.pid is not None:
+                os.kill(worker.pid, signal.SIGKILL)
+                os.waitpid(worker.pid, 0)
+                worker.pid = None
+                worker.due_s = time.monotonic()
+                worker.restarts += 1
+        shared = workers.Shared.of(self.config, exchange)
+        try:
+            self._prepare_ring(exchange, shared)
+            self._locks.append(statelock.guard(shared.ring))
+            self._samplers[exchange].open_ring()
+        except (ring.RingError, statelock.LockHeldError, OSError) as error:
+            self.log.error("the ring can't be replaced", exchange=exchange, error=str(error))
 
     # --- stop
 
@@ -389,8 +416,9 @@ def _least_sequence(shared: workers.Shared) -> int:
         content = ledger.read(shared.ledger)
     except ledger.LedgerError:
         return 0  # the serializer sets it aside, and says so
-    latest = time.time_ns() // 1000 + _SEQUENCE_LEAD_US
-    return content.sequence + 1 if content is not None and content.sequence < latest else 0
+    # However far ahead of the clock, which may have been set back: what has a lower sequence
+    # counts as delivered.
+    return content.sequence + 1 if content is not None and content.sequence < _MOST_SEQUENCE else 0
 
 
 def _how(status: int) -> str:
@@ -429,12 +457,23 @@ def state_of(state_dir: Path) -> snapshot.Snapshot | None:
     pid = statelock.holder(state_dir)
     if pid is None:
         return None
+    first = _told_by(pid, state_dir)
+    age_s = time.time() - first.taken_at_s
+    if abs(age_s) <= _SILENT_S:
+        return first
+    # It hangs, or the clock was set since: then it tells anew before long.
+    until_s = time.monotonic() + 3 * _SAMPLE_S
+    while time.monotonic() < until_s:
+        time.sleep(_SAMPLE_S / 20)
+        state = _told_by(pid, state_dir)
+        if state.taken_at_s != first.taken_at_s:
+            return state
+    age_s = max(age_s, 3 * _SAMPLE_S)
+    raise ValueError(f"process {pid} has not told how it does for {age_s:.0f} s: does it hang?")
+
+
+def _told_by(pid: int, state_dir: Path) -> snapshot.Snapshot:
     try:
-        text = (state_dir / snapshot.FILE).read_text("utf-8")
+        return snapshot.Snapshot.from_json((state_dir / snapshot.FILE).read_text("utf-8"))
     except FileNotFoundError:
         raise ValueError(f"process {pid} is starting or ending") from None
-    state = snapshot.Snapshot.from_json(text)
-    age_s = time.time() - state.taken_at_s
-    if age_s > _SILENT_S:
-        raise ValueError(f"process {pid} has not told how it does for {age_s:.0f} s: does it hang?")
-    return state

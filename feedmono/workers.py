@@ -20,6 +20,10 @@ from feedmono.log import Log
 _PR_SET_PDEATHSIG = 1
 
 
+RING_UNUSABLE = 3
+"""Exit status of a worker that can't open its ring: the supervisor replaces the ring."""
+
+
 class OrphanedError(Exception):
     """The process that forked this one is gone."""
 

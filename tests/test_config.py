@@ -107,6 +107,8 @@ def sample(key: Key, index: int) -> tuple[str, object]:
         Whole: (str(17 + index), 17 + index),
     }
     kind = key.kind
+    if isinstance(kind, Whole) and kind.high < 17 + index:
+        return str(kind.high), kind.high
     if isinstance(kind, Choice):
         return kind.names[-1].upper(), kind.names[-1]
     if isinstance(kind, Url):

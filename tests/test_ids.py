@@ -14,6 +14,7 @@ from feedmono.trade import BACKFILL, BUY, MAX_TRADE_ID, SELL, SNAPSHOT, STREAM, 
 START_US = 1_700_000_000_000_000
 NOW_US = 1_800_000_000_000_000
 SECOND_US = 1_000_000
+LATER_US = START_US + 10 * SECOND_US
 GARBAGE = 9 * 10**18
 SEEDS = 1000
 
@@ -30,9 +31,15 @@ def edge(trade_id: int) -> Edge:
     return edge_of(trade(trade_id))
 
 
-def add(ids: Ids, *numbers: int, origin: int = STREAM, max_trades: int = 10**6) -> list[Outcome]:
+def add(
+    ids: Ids,
+    *numbers: int,
+    origin: int = STREAM,
+    max_trades: int = 10**6,
+    start_us: int = START_US,
+) -> list[Outcome]:
     return [
-        ids.add(trade(number), origin, "gap", NOW_US, max_trades, sequence)
+        ids.add(trade(number, start_us), origin, "gap", NOW_US, max_trades, sequence)
         for sequence, number in enumerate(numbers)
     ]
 
@@ -325,8 +332,8 @@ def test_counts_fit_a_database_after_any_number_of_absurd_jumps() -> None:
     ids = made(5)
     for round_ in range(1, 4):
         add(ids, GARBAGE, GARBAGE + 1)
-        late = trade(5)._replace(time_us=START_US + round_ * 10**10)
-        assert ids.add(late, STREAM, "gap", NOW_US, 10, 0) is EPOCH
+        late_us = START_US + round_ * 10**10
+        assert add(ids, 5, 6, start_us=late_us) == [FAR, EPOCH]
     assert ids.found_trades == MAX_TRADE_ID
 
 
@@ -340,36 +347,129 @@ def test_ids_that_begin_anew_with_a_newer_time_are_an_epoch() -> None:
     again = trade(1)._replace(time_us=begin_us)
     early = again._replace(time_us=begin_us - 1)
     assert ids.add(early, STREAM, "gap", NOW_US, 10, 1) is REPEATED, "not new enough"
-    assert ids.add(again, STREAM, "gap", NOW_US, 10, 8) is EPOCH
-    assert (ids.epoch, ids.epoch_us, ids.first_id, ids.last_id) == (1, begin_us, 1, 1)
+    assert ids.add(again, STREAM, "gap", NOW_US, 10, 6) is FAR, "one alone begins nothing"
+    assert (ids.epoch, ids.first_id, ids.last_id, ids.newest_us) == (0, 1, 7, START_US + 7)
+    assert (list(ids.islands), holes(ids), ids.ended) == ([GARBAGE], [(4, 6, OPEN)], [])
+    assert ids.add(again, SNAPSHOT, "gap", NOW_US, 10, 7) is REPEATED
+    assert ids.add(trade(2, begin_us), STREAM, "gap", NOW_US, 10, 8) is EPOCH
+    assert (ids.epoch, ids.epoch_us, ids.first_id, ids.last_id) == (1, begin_us, 1, 2)
+    assert (ids.last, ids.newest_us) == (trade(2, begin_us), begin_us + 2)
     assert (ids.holes, ids.islands, ids.changes, ids.sequence) == ([], {}, None, 8)
     assert ids.ended == [Epoch(0, START_US + 1, 1, 7, 3)]
     assert ids.add(again, STREAM, "gap", NOW_US, 10, 9) is REPEATED
-    assert ids.add(trade(2, begin_us), STREAM, "gap", NOW_US, 10, 9) is NEXT
+    assert ids.add(trade(2, begin_us), STREAM, "gap", NOW_US, 10, 9) is REPEATED
+    assert ids.add(trade(3, begin_us), STREAM, "gap", NOW_US, 10, 9) is NEXT
     assert (ids.found, ids.found_trades) == (1, 3), "totals outlive an epoch"
 
 
+def test_between_the_first_two_trades_of_an_epoch_there_may_be_a_hole() -> None:
+    ids = made(*range(100))
+    assert add(ids, 5, 20, start_us=LATER_US, max_trades=10) == [FAR, EPOCH]
+    assert (ids.first_id, ids.last_id) == (5, 20)
+    assert holes(ids) == [(6, 9, BEYOND), (10, 19, OPEN)]
+    assert neighbours(ids)[0][0] == edge_of(trade(5, LATER_US))
+    assert neighbours(ids)[1][1] == edge_of(trade(20, LATER_US))
+    assert (ids.found, ids.found_trades) == (1, 14)
+
+
+def test_one_old_id_with_a_newer_time_is_taken_for_itself_alone() -> None:
+    """Else the ids that the real ones skip in the new epoch, all delivered, were missing."""
+    ids = made(*range(50, 60))
+    for number in (55, 5):
+        assert add(ids, number, start_us=LATER_US) == [FAR]
+        assert add(ids, number, start_us=LATER_US) == [REPEATED]
+        assert add(ids, ids.last_id + 1) == [NEXT]
+        assert add(ids, number, start_us=LATER_US) == [REPEATED], "remembered for that"
+    assert (ids.epoch, ids.first_id, ids.last_id, ids.holes) == (0, 50, 61, [])
+    assert list(ids.islands) == [5], "what is within the range is there already"
+
+
+@pytest.mark.parametrize("between", [60, 63])
+def test_a_range_that_goes_on_denies_the_epoch(between: int) -> None:
+    ids = made(*range(50, 60))
+    assert add(ids, 52, start_us=LATER_US) == [FAR]
+    add(ids, between)
+    assert add(ids, 53, start_us=LATER_US) == [FAR]
+    ids.last_id += 1
+    assert add(ids, 54, start_us=LATER_US) == [FAR], "by the ways around `Ids.add` as well"
+    assert ids.epoch == 0
+    assert add(ids, 55, start_us=LATER_US) == [EPOCH]
+
+
+def test_late_trades_repeats_and_pages_between_do_not_deny_the_epoch() -> None:
+    for between, origin in itertools.product((47, 45, 50, 52, 55), (STREAM, BACKFILL)):
+        ids = made(50, 51, 52, 58)
+        assert add(ids, 51, start_us=LATER_US) == [FAR]
+        add(ids, between, origin=origin)
+        assert add(ids, 52, start_us=LATER_US) == [EPOCH]
+        assert (ids.first_id, ids.last_id, ids.holes) == (51, 52, [])
+
+
+def test_what_does_not_follow_on_the_first_of_an_epoch_takes_its_place() -> None:
+    far = 100 + ids_module.FAR
+    ids = made(50, 500, far + 50)
+    assert add(ids, 50, start_us=LATER_US) == [FAR]
+    assert add(ids, 50, start_us=LATER_US + 1) == [FAR], "another trade with that id"
+    assert add(ids, 40, start_us=LATER_US) == [FAR], "one below"
+    assert add(ids, 50, start_us=LATER_US - 2 * SECOND_US) == [FAR], "one of another time"
+    assert add(ids, far + 50, start_us=LATER_US) == [FAR], "one too far above"
+    assert (ids.epoch, list(ids.islands)) == (0, [40])
+    assert add(ids, 39, 40, start_us=LATER_US) == [FAR, EPOCH]
+    assert (ids.first_id, ids.last_id, ids.islands) == (39, 40, {})
+    assert add(ids, 50, start_us=LATER_US) == [JUMPED]
+
+
+def test_a_trade_a_little_older_than_the_first_of_an_epoch_confirms_it() -> None:
+    ids = made(50, 51, 52)
+    assert add(ids, 50, start_us=LATER_US) == [FAR]
+    assert add(ids, 51, start_us=LATER_US - SECOND_US) == [EPOCH]
+    assert ids.newest_us == LATER_US + 50
+
+
 def test_an_epoch_may_begin_below_the_first_id_or_in_a_snapshot() -> None:
-    later_us = START_US + 10 * SECOND_US
-    for number, origin in itertools.product((5, 900, 1000), (STREAM, SNAPSHOT)):
+    for number, origin in itertools.product((5, 900, 999, 1000), (STREAM, SNAPSHOT)):
         ids = made(1000, 1001)
-        assert ids.add(trade(number, later_us), origin, "gap", NOW_US, 10, 0) is EPOCH
-        assert (ids.first_id, ids.last_id) == (number, number)
+        assert add(ids, number, number + 1, origin=origin, start_us=LATER_US) == [FAR, EPOCH]
+        assert (ids.first_id, ids.last_id) == (number, number + 1)
 
 
 def test_a_page_begins_no_epoch() -> None:
-    ids = made(10, 11)
-    late = trade(10, START_US + 10 * SECOND_US)
-    assert ids.add(late, BACKFILL, "gap", NOW_US, 10, 0) is REPEATED
+    ids = made(10, 11, 12, 13)
+    assert add(ids, 10, 11, origin=BACKFILL, start_us=LATER_US) == [REPEATED] * 2
+    assert add(ids, 10, start_us=LATER_US) == [FAR]
+    assert add(ids, 11, origin=BACKFILL, start_us=LATER_US) == [REPEATED], "nor confirms it one"
+    assert add(ids, 11, start_us=LATER_US) == [EPOCH]
 
 
 def test_ids_that_begin_anew_and_run_into_the_old_ones_lose_nothing() -> None:
+    for first in (1990, 2050, 2098):
+        ids = made(*range(2000, 2100))
+        outcomes = add(ids, *range(first, 2200), start_us=LATER_US)
+        assert outcomes == [FAR, EPOCH] + [NEXT] * (2198 - first)
     ids = made(*range(2000, 2100))
-    begin_us = START_US + 10 * SECOND_US
-    outcomes = [
-        ids.add(trade(n, begin_us), STREAM, "gap", NOW_US, 10, n) for n in range(1990, 2200)
-    ]
-    assert outcomes == [EPOCH] + [NEXT] * 209
+    assert add(ids, 2099, 2100, 2101, start_us=LATER_US) == [FAR, NEXT, NEXT]
+
+
+def test_ids_that_begin_anew_and_run_into_an_old_hole_lose_and_double_nothing() -> None:
+    for first in range(2030, 2050):
+        ids = made(*range(2000, 2040), *range(2045, 2100))
+        outcomes = add(ids, *range(first, 2200), start_us=LATER_US)
+        filled = max(0, 2045 - first) if first >= 2040 else 0
+        assert outcomes[:filled] == [FILLED] * filled
+        assert outcomes[filled:] == [FAR, EPOCH] + [NEXT] * (2198 - first - filled)
+        assert ids.holes == []
+
+
+def test_of_a_crash_between_them_an_epoch_begins_one_trade_later() -> None:
+    """What looked like the first of an epoch is not kept."""
+    for first in (1990, 2050):
+        ids = made(*range(2000, 2100))
+        assert add(ids, first, start_us=LATER_US) == [FAR]
+        again = Ids(ids.last_edge)
+        again.first_id, again.islands = ids.first_id, dict(ids.islands)
+        assert add(again, first + 1, first + 2, start_us=LATER_US) == [FAR, EPOCH]
+        assert add(again, *range(first + 3, 2200), start_us=LATER_US) == [NEXT] * (2197 - first)
+        assert (again.first_id, again.last_id, again.holes) == (first + 1, 2199, [])
 
 
 def test_a_clock_that_steps_back_makes_no_repeat_an_epoch() -> None:
@@ -386,8 +486,7 @@ def test_a_clock_that_steps_back_makes_no_repeat_an_epoch() -> None:
 
 def test_a_late_trade_with_a_newer_time_still_fills_its_hole() -> None:
     ids = made(5, 9)
-    late = trade(7, START_US + 10 * SECOND_US)
-    assert ids.add(late, STREAM, "gap", NOW_US, 10, 0) is FILLED
+    assert add(ids, 7, start_us=LATER_US) == [FILLED]
 
 
 # --- deliveries that fail
@@ -435,6 +534,20 @@ def test_what_came_alone_can_be_taken_back() -> None:
     assert add(ids, GARBAGE + 1) == [FAR], "what is dead confirms no jump"
     assert add(ids, GARBAGE + 2) == [JUMPED]
     assert not ids.knows(GARBAGE)
+
+
+def test_what_looked_like_the_first_of_an_epoch_can_be_taken_back() -> None:
+    for number in (5, 55):
+        ids = made(*range(50, 60))
+        add(ids, number, start_us=LATER_US)
+        ids.miss(number, "dead", NOW_US, LATER_US + number)
+        assert (ids.holes, ids.islands) == ([], {}), "an older trade has that id"
+        assert add(ids, number + 1, start_us=LATER_US) == [FAR], "what is dead confirms no epoch"
+        assert add(ids, number + 2, start_us=LATER_US) == [EPOCH]
+    ids = made(*range(50, 60))
+    add(ids, 55, start_us=LATER_US)
+    ids.miss(55, "dead", NOW_US, START_US + 55)
+    assert holes(ids) == [(55, 55, OPEN)], "the older one itself"
 
 
 # --- what the exchange itself does not have
@@ -644,12 +757,24 @@ class Model:
         self.missing: dict[int, Missing] = {}
         self.alone: list[int] = []
         self.candidate: int | None = None
+        self.anew: tuple[int, int] | None = None
+        self.anew_last = -1
         self.newest_us = self.time_us(first)
 
     def time_us(self, number: int) -> int:
         return trade(number, self.start_us).time_us
 
+    def confirms(self, number: int, time_us: int) -> bool:
+        """Whether that trade, if it is newer, shows that an epoch has begun."""
+        if self.anew is None or self.anew_last != self.last or number > self.last:
+            return False
+        first, first_us = self.anew
+        late = time_us <= first_us - ids_module.EPOCH_US
+        return first < number <= first + ids_module.FAR and not late
+
     def _strand(self, number: int) -> Outcome:
+        if number in self.alone:
+            return FAR
         self.known.add(number)
         self.alone.append(number)
         if len(self.alone) > ids_module.MAX_ISLANDS:
@@ -671,15 +796,23 @@ class Model:
         if number > self.last:
             return REPEATED if number in self.known else self._add_above(number, max_trades)
         self.candidate = None
+        newer = origin != BACKFILL and time_us >= self.newest_us + ids_module.EPOCH_US
+        if newer and self.anew is not None and self.confirms(number, time_us):
+            first, first_us = self.anew
+            self.epoch += 1
+            self.start_us = first_us - trade(first, 0).time_us
+            self.begin(first)
+            self._lead_to(number, max_trades)
+            return EPOCH
         if number in self.missing:
             del self.missing[number]
             self.known.add(number)
             return FILLED
-        if origin != BACKFILL and time_us >= self.newest_us + ids_module.EPOCH_US:
-            self.epoch += 1
-            self.start_us = time_us - trade(number, 0).time_us
-            self.begin(number)
-            return EPOCH
+        if newer:
+            if self.anew == (number, time_us):
+                return REPEATED
+            self.anew, self.anew_last = (number, time_us), self.last
+            return self._strand(number) if number < self.first else FAR
         if number in self.known or origin != STREAM:
             return REPEATED
         if self.first - number > ids_module.NEAR:
@@ -700,13 +833,23 @@ class Model:
         self.candidate = None
         jumped = False
         for top in tops:
-            jumped |= self._lose(self.last + 1, top - 1, max_trades)
-            self.known.add(top)
-            self.last = top
-            self.newest_us = max(self.newest_us, self.time_us(top))
+            jumped |= self._lead_to(top, max_trades)
         return JUMPED if jumped else NEXT
 
-    def miss(self, number: int) -> None:
+    def _lead_to(self, top: int, max_trades: int) -> bool:
+        lost = self._lose(self.last + 1, top - 1, max_trades)
+        self.known.add(top)
+        self.last = top
+        self.newest_us = max(self.newest_us, self.time_us(top))
+        return lost
+
+    def miss(self, number: int, time_us: int) -> None:
+        if self.anew == (number, time_us):
+            self.anew = None
+            if number in self.alone:
+                self.alone.remove(number)
+                self.known.remove(number)
+            return
         if number not in self.known:
             return
         self.known.remove(number)
@@ -773,6 +916,7 @@ class Run:
         self.now_us = NOW_US
         self.shadow: dict[int, tuple[object, ...]] = {}
         self.missing_ended = 0
+        self.outcomes = dict.fromkeys(Outcome, 0)
 
     def step(self) -> None:
         operation = self.chance.choices(
@@ -789,6 +933,8 @@ class Run:
         """Any id, near or far, known, missing or new."""
         model, chance = self.model, self.chance
         kind = chance.randrange(10)
+        if model.anew is not None and model.anew_last == model.last and chance.random() < 0.4:
+            kind = 8
         if kind < 2:
             return model.last + 1
         if kind < 4:
@@ -799,6 +945,8 @@ class Run:
             return chance.choice(list(model.known) or [model.first])
         if kind < 8 and model.candidate is not None:
             return model.candidate + chance.randrange(-2, 5)
+        if kind < 9 and model.anew is not None:
+            return max(0, model.anew[0] + chance.choice((-1, 0, 1, 1, 1, 2, 4, 29, 30, 31)))
         return max(0, chance.randrange(model.first - 20, model.last + 60))
 
     def _add(self) -> None:
@@ -806,29 +954,47 @@ class Run:
         number = self._number()
         origin = self.chance.choice((STREAM, STREAM, SNAPSHOT, BACKFILL))
         max_trades = self.chance.choice((10**6, 10**6, 3, 1, 0))
-        told_trade = trade(number, model.start_us)
-        newer_us = self.chance.choice((-1, 0, 5))
-        begins = newer_us >= 0 and origin != BACKFILL
-        old = number in model.known or (begins and number not in model.missing)
-        if old and number <= model.last and self.chance.random() < 0.04:
-            newer_us += model.newest_us + ids_module.EPOCH_US
-            told_trade = told_trade._replace(time_us=newer_us)
+        told_trade = trade(number, model.start_us)._replace(time_us=self._time_us(number, origin))
         outcome = model.add(number, origin, told_trade.time_us, max_trades)
         held = sum(hole.size for hole in self.ids.holes) + self.ids.folded
         sequence = self.chance.randrange(10**6)
         found = self.ids.add(told_trade, origin, "gap", self.now_us, max_trades, sequence)
         assert found is outcome
         assert self.ids.knows(number) == (number in model.known)
+        self.outcomes[outcome] += 1
         if outcome is EPOCH:
             self.folded = 0
             self.missing_ended += held
             assert self.ids.ended[-1].missing == held
         assert (self.ids.sequence == sequence) or outcome not in (JUMPED, EPOCH)
 
+    def _time_us(self, number: int, origin: int) -> int:
+        """The time that belongs to an id, or one that is newer than all of them."""
+        model, chance = self.model, self.chance
+        usual_us = model.time_us(number)
+        likely = model.anew is not None and model.anew_last == model.last
+        if number > model.last or chance.random() > (0.8 if likely else 0.1):
+            return usual_us
+        if model.anew is not None and origin != BACKFILL:
+            # If it confirms the epoch, it must have the time that belongs to its id there.
+            first, first_us = model.anew
+            time_us = first_us + number - first
+            if model.confirms(number, time_us):
+                return time_us
+            if number == first and number in model.known and chance.random() < 0.5:
+                return time_us
+        newer_us = chance.choice((-1, 0, 5))
+        begins = newer_us >= 0 and origin != BACKFILL
+        if number in model.known or (begins and number not in model.missing):
+            return model.newest_us + ids_module.EPOCH_US + newer_us
+        return usual_us
+
     def _miss(self) -> None:
-        number = self._number()
-        self.model.miss(number)
-        self.ids.miss(number, "dead", self.now_us, self.chance.choice((0, START_US)))
+        number, time_us = self._number(), self.chance.choice((0, START_US))
+        if self.model.anew is not None and self.chance.random() < 0.1:
+            number, time_us = self.model.anew
+        self.model.miss(number, time_us)
+        self.ids.miss(number, "dead", self.now_us, time_us)
 
     def _prove(self) -> None:
         self.now_us += self.chance.choice((0, 1, SECOND_US, SECOND_US, -SECOND_US // 2))
@@ -932,10 +1098,13 @@ def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("small")
 def test_any_sequence_of_events_leaves_what_plain_sets_would(full: bool) -> None:
+    outcomes = dict.fromkeys(Outcome, 0)
     for seed in range(SEEDS * 10 if full else SEEDS):
         run = Run(seed)
+        run.outcomes = outcomes
         for step in range(40):
             try:
                 run.step()
             except Exception as error:
                 raise AssertionError(f"seed {seed}, step {step}: {error}") from error
+    assert min(outcomes.values()) > SEEDS // 5

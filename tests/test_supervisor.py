@@ -13,10 +13,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from delivery import independent, wait_complete
 from instance import Instance, assert_complete, by_symbol, read_avro
 from sim import Sim, wait_until
 
-from feedmono import ring_layout, workers
+from feedmono import workers
 
 
 def command(feedmono: Instance, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -79,15 +80,14 @@ def test_a_worker_that_keeps_dying_is_retried_with_growing_waits_and_the_other_e
     ):
         feedmono.wait(lambda s: all(e["trades"] > 0 for e in s))
         before = feedmono.of("binance")
-        (ring,) = (tmp_path / "rings").glob("*-kraken.ring")
-        with ring.open("r+b") as file:
-            file.write(b"no ring!")  # no new reader can open it
-            file.flush()
-            os.kill(feedmono.of("kraken")["reader_pid"], signal.SIGKILL)
-            feedmono.wait_event("worker ended", restart_in_s=2.0)
-            file.seek(0)
-            file.write(ring_layout.MAGIC)
-        feedmono.wait(lambda s: all(e["reader_pid"] and e["state"] == "flowing" for e in s))
+        (counters,) = (tmp_path / "rings").glob("*-kraken.counters")
+        kept = counters.rename(counters.with_name("kept"))
+        os.kill(feedmono.of("kraken")["reader_pid"], signal.SIGKILL)  # no new one can start
+        feedmono.wait_event("worker ended", restart_in_s=2.0)
+        kept.rename(counters)
+        seen = feedmono.of("kraken")["counts"]["frames"]
+        feedmono.wait(lambda s: all(e["state"] == "flowing" for e in s))
+        feedmono.wait(lambda s: s[1]["counts"]["frames"] > seen)
         ended = [e for e in feedmono.events() if e["event"] == "worker ended"]
         assert [e["restart_in_s"] for e in ended] == [0.25, 0.5, 1.0, 2.0]
         assert {(e["exchange"], e["worker"]) for e in ended} == {("kraken", "reader")}
@@ -100,6 +100,29 @@ def test_a_worker_that_keeps_dying_is_retried_with_growing_waits_and_the_other_e
         assert feedmono.stop() == 0
         trades = by_symbol(read_avro(feedmono.data / "binance", "trades"))
         assert_complete(trades, binance)
+
+
+def test_a_ring_that_is_damaged_while_in_use_is_replaced_and_what_it_holds_delivered(
+    tmp_path: Path,
+) -> None:
+    with (
+        Sim("binance", "--rate", "500", "--hold") as sim,
+        Instance(tmp_path, sim, BACKFILL_CONFIRM_AFTER="200 ms") as feedmono,
+    ):
+        feedmono.wait_trades("binance", 200)
+        (ring,) = (tmp_path / "rings").glob("*.ring")
+        for role in ("reader", "serializer"):
+            with ring.open("r+b") as file:
+                file.write(b"no ring!")
+            os.kill(feedmono.of("binance")[f"{role}_pid"], signal.SIGKILL)
+            made = feedmono.of("binance")["trades"]
+            feedmono.wait(lambda s, n=made: s[0]["trades"] > n + 500)  # type: ignore[misc]
+        assert len([e for e in feedmono.events() if e["event"] == "ring set aside"]) == 2
+        sim.fault("pause")
+        wait_complete(feedmono, sim)
+        assert feedmono.stop() == 0
+        outcome = independent(read_avro(feedmono.data / "binance", "trades"), sim)
+        assert (outcome.missing, outcome.doubled) == ([], 0)
 
 
 def test_sigint_to_the_whole_group_stops_in_order(tmp_path: Path) -> None:
@@ -127,16 +150,17 @@ def test_a_second_signal_hurries_a_stop_that_waits_for_the_broker(tmp_path: Path
         os.kill(feedmono.pid, signal.SIGTERM)
         assert feedmono.wait_end() == 1
         feedmono.wait_event("worker killed", reason="hurried by a second signal")
-        # What the killed serializer had not delivered waits in the ring.
-        sim.fault("refuse-connections")
+        # What the killed serializer had not delivered waits in the ring; what the killed reader
+        # had not read is fetched.
         feedmono.start()
-        feedmono.wait(lambda s: s[0]["ring_used_bytes"] == 0)
+        feedmono.wait_trades("binance", 100)
+        sim.fault("pause")
+        wait_complete(feedmono, sim)
         assert feedmono.stop() == 0
         held = feedmono.wait_event("not delivered yet", exchange="binance")
         assert held["size_bytes"] > 0
-        stored = by_symbol(read_avro(feedmono.data / "binance", "trades"))
-        sent = {symbol: totals["sent"] for symbol, totals in sim.state()["symbols"].items()}
-        assert {s: len({t["trade_id"] for t in trades}) for s, trades in stored.items()} == sent
+        outcome = independent(read_avro(feedmono.data / "binance", "trades"), sim)
+        assert (outcome.missing, outcome.doubled) == ([], 0)
 
 
 def test_a_stop_kills_what_does_not_end_within_the_limit(tmp_path: Path) -> None:

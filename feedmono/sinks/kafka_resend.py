@@ -70,6 +70,8 @@ _HEALABLE = NO_TOPIC | {
     KafkaError.BROKER_NOT_AVAILABLE,
     KafkaError.CLUSTER_AUTHORIZATION_FAILED,
     KafkaError.GROUP_AUTHORIZATION_FAILED,
+    # Our clock is ahead of the broker's: each round has the time of its own.
+    KafkaError.INVALID_TIMESTAMP,
     KafkaError.KAFKA_STORAGE_ERROR,
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.NETWORK_EXCEPTION,
