@@ -308,11 +308,12 @@ def _ledger(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from feedmono import ledger_table, verify  # noqa: PLC0415
+    from feedmono import ledger_table, verify, verify_table  # noqa: PLC0415
+    from feedmono.findings import Result  # noqa: PLC0415
 
     config = _load(args).config
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    results: list[verify.Result] = []
+    results: list[Result] = []
     failed = False
     try:
         stored = ledger_table.look(config, args.exchange) if args.symbol is not None else None
@@ -331,7 +332,7 @@ def _verify(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             return _fail("stopped before the end: nothing is verified")
     if results:
-        print((verify.to_json if args.format == "json" else verify.render)(results))
+        print((verify_table.to_json if args.format == "json" else verify_table.render)(results))
     return 1 if failed or any(result.found for result in results) else 0
 
 

@@ -502,8 +502,8 @@ def _int(value: object) -> int:
 
 
 def _look(path: Path) -> sqlite3.Connection:
-    # Without a log nobody has it open. By itself SQLite would make one beside it, which not everybody
-    # may, and leave it behind with the owner of whoever looked.
+    # Without a -wal nobody has it open. By itself SQLite would make one: not everybody may, and it
+    # would stay there, owned by whoever only looked.
     alone = not path.with_name(f"{path.name}-wal").exists()
     how = "mode=ro&immutable=1" if alone else "mode=ro"
     return sqlite3.connect(f"file:{quote(str(path))}?{how}", timeout=_BUSY_S, uri=True)
@@ -533,7 +533,7 @@ def read_fills(path: Path, symbol: str | None = None, count: int = 20) -> list[F
     try:
         with contextlib.closing(_look(path)) as connection:
             return [FillRow(*row) for row in connection.execute(query, (symbol or "", count))]
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OSError) as error:
         raise LedgerError(f"{path} can't be read: {error}") from error
 
 
@@ -549,5 +549,5 @@ def read_epochs(path: Path, symbol: str) -> list[Epoch]:
     try:
         with contextlib.closing(_look(path)) as connection:
             return [Epoch(*row) for row in connection.execute(query, (symbol,))]
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OSError) as error:
         raise LedgerError(f"{path} can't be read: {error}") from error

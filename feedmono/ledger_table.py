@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 from typing import NamedTuple
 
-from feedmono import ledger, statelock
+from feedmono import ledger
+from feedmono.columns import Column, columns_fit, counted, span
 from feedmono.config import Config
 from feedmono.ids import Epoch, Hole, Ids, State
-from feedmono.ledger import Content, FillRow, LedgerError
+from feedmono.ledger import Content, FillRow
 from feedmono.workers import Shared
 
 _NEWEST = 20
@@ -74,16 +71,10 @@ def look(config: Config, exchange: str, fills: int = ledger.MAX_FILLS) -> Look |
     :raises LedgerError: it can't be read.
     """
     path = Shared.of(config, exchange).ledger
-    try:
-        return _look(path, exchange, fills)
-    except OSError as error:
-        raise LedgerError(f"{path} can't be read: {error.strerror}") from error
-    except LedgerError:
-        # SQLite wants to write beside a ledger that nobody has open; not everybody may.
-        if statelock.holder(config.state_dir) is None:
-            with contextlib.suppress(LedgerError, OSError), _copied(path) as copy:
-                return _look(copy, exchange, fills)
-        raise
+    if (content := ledger.read(path)) is None:
+        return None
+    epochs = {s: ledger.read_epochs(path, s) for s, ids in content.symbols.items() if ids.epoch}
+    return Look(exchange, content, epochs, ledger.read_fills(path, count=fills) if fills else ())
 
 
 def no_ledger(config: Config, exchanges: str) -> str:
@@ -92,28 +83,6 @@ def no_ledger(config: Config, exchanges: str) -> str:
         f"no ledger of {exchanges} in {config.state_dir}: nothing was delivered yet, or another "
         "instance is meant, which is looked at with its own FEEDMONO_STATE_DIR"
     )
-
-
-def _look(path: Path, exchange: str, fills: int) -> Look | None:
-    if (content := ledger.read(path)) is None:
-        return None
-    epochs = {s: ledger.read_epochs(path, s) for s, ids in content.symbols.items() if ids.epoch}
-    return Look(exchange, content, epochs, ledger.read_fills(path, count=fills) if fills else ())
-
-
-@contextlib.contextmanager
-def _copied(path: Path) -> Iterator[Path]:
-    """A copy in a folder that SQLite can write to.
-
-    :raises OSError: it can't be made.
-    """
-    with tempfile.TemporaryDirectory(prefix="feedmono-") as folder:
-        copy = Path(folder) / path.name
-        shutil.copyfile(path, copy)
-        with contextlib.suppress(FileNotFoundError):
-            wal = f"{path.name}-wal"
-            shutil.copyfile(path.with_name(wal), copy.with_name(wal))
-        yield copy
 
 
 # --- JSON
@@ -201,36 +170,6 @@ def iso(time_us: int) -> str | None:
 
 
 # --- text
-
-
-class Column(NamedTuple):
-    """Of a table."""
-
-    title: str
-    cells: Sequence[str]
-    left: bool = False
-    rank: int = 0
-    """Where there is no room, the column with the highest is left out first, and those with 0
-    never."""
-
-
-def columns_fit(columns: Sequence[Column], width: int | None = None) -> str:
-    """A table of the columns that there is room for; *width* in characters, default: the
-    terminal's, and 80 where there is none."""
-    if width is None:
-        width = shutil.get_terminal_size().columns
-    shown = list(columns)
-    sizes = {c.title: max(map(len, (c.title, *c.cells))) for c in columns}
-    while sum(sizes[c.title] + 1 for c in shown) - 1 > width and any(c.rank for c in shown):
-        shown.remove(max(shown, key=lambda c: c.rank))
-    lines = zip(*((c.title, *c.cells) for c in shown), strict=True)
-    return "\n".join(
-        " ".join(
-            cell.ljust(sizes[c.title]) if c.left else cell.rjust(sizes[c.title])
-            for c, cell in zip(shown, line, strict=True)
-        ).rstrip()
-        for line in lines
-    )
 
 
 def render(looks: Sequence[Look], width: int | None = None) -> str:
@@ -356,16 +295,6 @@ def _holes_table(title: str, holes: Sequence[Hole], limit: int, width: int | Non
 
 def _rest(count: int, what: str) -> str:
     return f"\nand {count:,} {what}: all with --format json" if count else ""
-
-
-def span(first_id: int, last_id: int) -> str:
-    """Ids from one to another, as text."""
-    return f"{first_id:,}" if first_id == last_id else f"{first_id:,} to {last_id:,}"
-
-
-def counted(count: int, noun: str) -> str:
-    """``1 trade``, ``1,000 trades``."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def _holes(holes: int, ids: int) -> str:

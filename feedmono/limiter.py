@@ -18,6 +18,7 @@ from random import Random
 
 from feedmono.exchanges.base import Limits
 from feedmono.log import Log
+from feedmono.ring import boot_id
 
 SHARE = 0.8
 """Of the documented figure: the rest is for other programs behind the same address."""
@@ -25,6 +26,7 @@ MAX_HOLD_S = 3 * 86_400.0
 """The longest that `AttemptLimiter.hold` keeps still. Binance bans for 3 days at most."""
 
 _FILE_LIMIT_BYTES = 1 << 20
+_BOOT = boot_id().hex()
 _BOOTED_S = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
@@ -109,7 +111,7 @@ class AttemptLimiter:
                 content = json.loads(file.read(_FILE_LIMIT_BYTES))
             made = [_time(t) for t in content["made"]]
             held_at, hold_s = _time(content["held_at"]), _time(content["hold_s"])
-            same_boot = content.get("boot") == _boot()
+            same_boot = content.get("boot") == _BOOT
             set_by_s = _BOOTED_S - _time(content["booted_s"]) if same_boot else 0.0
         except FileNotFoundError:
             self._log.debug("no connection attempts on record", file=str(self._path))
@@ -137,7 +139,7 @@ class AttemptLimiter:
             "made": list(self._made),
             "held_at": self._held_at,
             "hold_s": self._hold_s,
-            "boot": _boot(),
+            "boot": _BOOT,
             "booted_s": _BOOTED_S,
         }
         new = self._path.with_suffix(".attempts.new")

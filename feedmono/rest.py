@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 # A metadata answer of Binance has some 20 MB.
 MAX_BODY_BYTES = 128 * 1024 * 1024
-LIMITED = frozenset({418, 429})
-"""The statuses that say that there were too many requests."""
+LIMITED = frozenset({403, 418, 429})
+"""The statuses that say that there were too many requests; 403 is that of a firewall in front
+of the exchange (Binance, rest-api.md)."""
 _TIMEOUT_S = 20.0
 # Of a whole answer: a server that sends a byte now and then is no answer.
 _DEADLINE_S = 120.0

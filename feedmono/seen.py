@@ -111,10 +111,10 @@ class Seen:
         self.newest_us = max(self.newest_us, trade.time_us)
         if outcome is Outcome.EPOCH:
             self.begun_anew.append(symbol)
-        if outcome is Outcome.JUMPED or (outcome is Outcome.EPOCH and ids.holes):
-            self.cause = self.cause or cause
         elif outcome is Outcome.FAR:
             self.far.append((symbol, trade.trade_id))
+        if ids.found != found:
+            self.cause = self.cause or cause
         if outcome is not Outcome.NEXT or ids.found != found:
             self.touched.add(symbol)
             self.found += ids.found - found

@@ -920,7 +920,8 @@ class Run:
 
     def step(self) -> None:
         operation = self.chance.choices(
-            (self._add, self._miss, self._prove, self._give_up, self._try), (20, 2, 3, 1, 1)
+            (self._add, self._begin, self._miss, self._prove, self._give_up, self._try),
+            (20, 2, 2, 3, 1, 1),
         )[0]
         operation()
         self._check()
@@ -933,8 +934,6 @@ class Run:
         """Any id, near or far, known, missing or new."""
         model, chance = self.model, self.chance
         kind = chance.randrange(10)
-        if model.anew is not None and model.anew_last == model.last and chance.random() < 0.4:
-            kind = 8
         if kind < 2:
             return model.last + 1
         if kind < 4:
@@ -950,11 +949,26 @@ class Run:
         return max(0, chance.randrange(model.first - 20, model.last + 60))
 
     def _add(self) -> None:
-        model = self.model
         number = self._number()
         origin = self.chance.choice((STREAM, STREAM, SNAPSHOT, BACKFILL))
+        usual = number > self.model.last or self.chance.random() > 0.1
+        self._take(number, origin, self.model.time_us(number) if usual else None)
+
+    def _begin(self) -> None:
+        """Several of an epoch, some of them perhaps of no use."""
+        number = self.chance.randint(self.model.first - 20, self.model.last)
+        for _ in range(self.chance.randrange(1, 4)):
+            if 0 <= number <= self.model.last:
+                self._take(number, self.chance.choice((STREAM, STREAM, SNAPSHOT, BACKFILL)))
+                self._check()
+            number += self.chance.choice((-1, 0, 1, 1, 1, 2, 4, 29, 30, 31))
+
+    def _take(self, number: int, origin: int, time_us: int | None = None) -> None:
+        model = self.model
         max_trades = self.chance.choice((10**6, 10**6, 3, 1, 0))
-        told_trade = trade(number, model.start_us)._replace(time_us=self._time_us(number, origin))
+        if time_us is None:
+            time_us = self._newer_us(number, origin)
+        told_trade = trade(number, model.start_us)._replace(time_us=time_us)
         outcome = model.add(number, origin, told_trade.time_us, max_trades)
         held = sum(hole.size for hole in self.ids.holes) + self.ids.folded
         sequence = self.chance.randrange(10**6)
@@ -968,13 +982,9 @@ class Run:
             assert self.ids.ended[-1].missing == held
         assert (self.ids.sequence == sequence) or outcome not in (JUMPED, EPOCH)
 
-    def _time_us(self, number: int, origin: int) -> int:
-        """The time that belongs to an id, or one that is newer than all of them."""
+    def _newer_us(self, number: int, origin: int) -> int:
+        """A time for an old id that is newer than everything known, if it may have one."""
         model, chance = self.model, self.chance
-        usual_us = model.time_us(number)
-        likely = model.anew is not None and model.anew_last == model.last
-        if number > model.last or chance.random() > (0.8 if likely else 0.1):
-            return usual_us
         if model.anew is not None and origin != BACKFILL:
             # If it confirms the epoch, it must have the time that belongs to its id there.
             first, first_us = model.anew
@@ -987,7 +997,7 @@ class Run:
         begins = newer_us >= 0 and origin != BACKFILL
         if number in model.known or (begins and number not in model.missing):
             return model.newest_us + ids_module.EPOCH_US + newer_us
-        return usual_us
+        return model.time_us(number)
 
     def _miss(self) -> None:
         number, time_us = self._number(), self.chance.choice((0, START_US))

@@ -23,6 +23,7 @@ from feedmono import ledger as ledger_module
 from feedmono import log
 from feedmono.ids import Edge, Epoch, Hole, Ids, State
 from feedmono.ledger import Content, Ledger, LedgerError, read, read_epochs, read_fills
+from feedmono.seen import Seen
 from feedmono.trade import BACKFILL, BUY, MAX_TRADE_ID, SNAPSHOT, STREAM, Trade
 
 START_US = 1_700_000_000_000_000
@@ -84,8 +85,8 @@ def told(hole: Hole) -> tuple[object, ...]:
 
 def kept(symbols: Mapping[str, Ids]) -> dict[str, dict[str, object]]:
     """All that is kept of each symbol."""
-    passing = {"changes", "fills", "ended", "holes", "islands", "last", "_candidate"}
-    names = [name for name in Ids.__slots__ if name not in passing]
+    passing = {"changes", "fills", "ended", "holes", "islands", "last"}
+    names = [n for n in Ids.__slots__ if n not in passing and not n.startswith("_")]
     return {
         symbol: {
             **{name: getattr(ids, name) for name in names},
@@ -233,6 +234,7 @@ class Run:
         self.committed: dict[str, dict[str, object]] = {}
         self.number = -1
         self.now_us = NOW_US
+        self.epochs = 0
 
     def step(self) -> None:
         operation = self.chance.choices(
@@ -242,22 +244,26 @@ class Run:
         operation()
         assert kept(self.ledger.symbols) == kept(self.ids)
 
-    def _trade(self, symbol: str) -> Trade:
+    def _trade(self, symbol: str, newer_us: int) -> Trade:
         chance, ids = self.chance, self.ids.get(symbol)
         if ids is None:
             return trade(chance.randrange(100, 200), symbol)
         numbers = [ids.last_id + 1, ids.last_id + 1, ids.last_id + chance.randrange(1, 6)]
         numbers.append(max(0, chance.randrange(ids.first_id - 20, ids.last_id + 60)))
-        if ids.holes:
+        if newer_us:
+            numbers = [max(0, chance.randrange(ids.first_id - 20, ids.last_id + 1))]
+        elif ids.holes:
             hole = chance.choice(ids.holes)
             numbers.append(chance.randint(hole.first_id, hole.last_id))
-        newer_us = chance.choice((0,) * 40 + (2 * SECOND_US,))
         start_us = ids.epoch_us - ids.epoch_us % SECOND_US
         return trade(chance.choice(numbers), symbol, start_us + newer_us)
 
     def _deliver(self) -> None:
+        newer_us = self.chance.choice((0,) * 8 + (2 * SECOND_US,))
+        symbols = (self.chance.choice(SYMBOLS),) if newer_us else SYMBOLS
         frame = [
-            self._trade(self.chance.choice(SYMBOLS)) for _ in range(self.chance.randrange(1, 5))
+            self._trade(self.chance.choice(symbols), newer_us)
+            for _ in range(self.chance.randrange(1, 5))
         ]
         origin = self.chance.choice((STREAM, STREAM, SNAPSHOT, BACKFILL))
         max_trades, sequence = self.chance.choice((3, 100)), self.chance.randrange(10**6)
@@ -269,6 +275,8 @@ class Run:
                 ids.sequence = sequence
             else:
                 ids.add(told_trade, origin, "gap", self.now_us, max_trades, sequence)
+                self.epochs += len(ids.ended)
+                ids.ended.clear()
 
     def _range(self) -> tuple[str, int, int]:
         symbol = self.chance.choice(SYMBOLS)
@@ -328,6 +336,7 @@ def test_any_sequence_of_events_commits_and_crashes_is_remembered(
     names = ("FAR", "NEAR", "MAX_ISLANDS", "MAX_HOLES")
     for name, bound in zip(names, bounds, strict=True):
         monkeypatch.setattr(ids_module, name, bound)
+    epochs = 0
     for seed in range(SEEDS * 10 if full else SEEDS):
         run = Run(tmp_path / str(seed) / "x.ledger", seed)
         for step in range(60):
@@ -336,6 +345,70 @@ def test_any_sequence_of_events_commits_and_crashes_is_remembered(
             except Exception as error:
                 raise AssertionError(f"seed {seed}, step {step}: {error}") from error
         run.ledger.close()
+        epochs += run.epochs
+    assert epochs > SEEDS // 2
+
+
+@pytest.mark.timeout(600)
+def test_what_is_handed_on_leaves_the_ledger_with_what_was_seen(path: Path, full: bool) -> None:
+    """The ledger is told of no repeat, and of all else later."""
+    ledger = opened(path)
+    epochs = 0
+    for seed in range(SEEDS * 50 if full else SEEDS * 5):
+        chance = random.Random(seed)
+        ledger.symbols = {"BTC/USD": Ids(trade(100))}
+        ids = ledger.symbols["BTC/USD"]
+        ids.sequence = 0
+        seen = Seen(ledger.copy(), 10)
+        for sequence in range(1, 40):
+            newer_us = chance.choice((0, 0, 0, 1, 2)) * SECOND_US
+            start_us = ids.newest_us // SECOND_US * SECOND_US + newer_us
+            numbers = chance.choices(range(90, 130), k=chance.randrange(1, 4))
+            frame = [
+                trade(chance.choice((number, ids.last_id + 1)), start_us=start_us)
+                for number in numbers
+            ]
+            origin = chance.choice((STREAM, STREAM, SNAPSHOT, BACKFILL))
+            seen.cause = ""
+            admitted = seen.admit(frame, origin, sequence, NOW_US)
+            if admitted:
+                ledger.deliver(admitted, origin, seen.cause, NOW_US, 10, sequence)
+            for dead in admitted:
+                if chance.random() < 0.1:
+                    seen.miss(dead, "dead", NOW_US)
+                    ledger.miss(dead.symbol, dead.trade_id, "dead", NOW_US, dead.time_us)
+            assert kept(ledger.symbols) == kept(seen.symbols), f"seed {seed}, frame {sequence}"
+        epochs += ids.epoch
+    assert epochs > SEEDS
+
+
+def test_garbage_with_an_old_id_and_a_newer_time_makes_no_hole(path: Path) -> None:
+    ledger = opened(path)
+    deliver(ledger, *range(1000, 1100))
+    ids = ledger.symbols["BTC/USD"]
+    for number in range(1100, 1120):
+        garbage = number - 60 * (number % 2) - 60 * (number % 3)
+        late = trade(garbage - 50, start_us=START_US + 10 * SECOND_US)
+        ledger.deliver([late], STREAM, "gap", NOW_US, 10, number)
+        deliver(ledger, number)
+    assert (ids.epoch, ids.first_id, ids.last_id, ids.holes) == (0, 1000, 1119, [])
+    assert ids.islands
+
+
+def test_an_epoch_that_was_not_confirmed_before_a_crash_begins_one_trade_later(path: Path) -> None:
+    ledger = opened(path)
+    deliver(ledger, *range(1000, 1100))
+    late = [trade(number, start_us=START_US + 10 * SECOND_US) for number in range(1050, 1054)]
+    ledger.deliver(late[:1], STREAM, "gap", NOW_US, 10, 1)
+    commit(ledger, 1)
+    ledger.close()
+    ledger = opened(path)
+    for each in late[1:]:
+        ledger.deliver([each], STREAM, "gap", NOW_US, 10, 2)
+    commit(ledger, 2)
+    ids = content(path).symbols["BTC/USD"]
+    assert (ids.epoch, ids.first_id, ids.last_id, ids.holes) == (1, 1051, 1053, [])
+    assert read_epochs(path, "BTC/USD") == [Epoch(0, START_US + 1000, 1000, 1099, 0)]
 
 
 # --- kills
@@ -516,7 +589,8 @@ def _eventful(ledger: Ledger) -> None:
     for _ in range(2):
         ledger.prove("BTC/USD", 15, 17, NOW_US, 0)
     ledger.give_up("BTC/USD", 18, 18)
-    ledger.deliver([trade(5, "ETH/USD", START_US + 10**9)], STREAM, "", NOW_US, 10, 0)
+    anew = [trade(number, "ETH/USD", START_US + 10**9) for number in (5, 6)]
+    ledger.deliver(anew, STREAM, "", NOW_US, 10, 0)
     deliver(ledger, 1, 3, symbol="XRP/USD")
 
 

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from feedmono import cli, config, log, workers
+from feedmono.columns import Column, columns_fit
 from feedmono.config import Config
 from feedmono.ledger import Ledger, LedgerError
-from feedmono.ledger_table import Column, columns_fit, look
+from feedmono.ledger_table import look
 from feedmono.trade import BACKFILL, STREAM, Trade
 
 NOBODY = 65534

@@ -162,9 +162,51 @@ def test_ids_that_begin_anew_are_new_trades_and_reported() -> None:
     assert seen_ids.admit(trades(1, time_us=later - 1)) == (), "not new enough: a repeat"
     assert not seen_ids.begun_anew
     assert ids(*seen_ids.admit(trades(1, time_us=later))) == [1]
-    assert seen_ids.begun_anew == ["BTC/USD"]
+    assert (seen_ids.begun_anew, seen_ids.far) == ([], [("BTC/USD", 1)])
+    assert seen_ids.admit(trades(1, time_us=later)) == (), "by another connection"
     assert ids(*seen_ids.admit(trades(2, time_us=later))) == [2]
-    assert admitted(seen_ids, 1) == []
+    assert seen_ids.begun_anew == ["BTC/USD"]
+    assert ids(*seen_ids.admit(trades(3, time_us=later))) == [3]
+    assert admitted(seen_ids, 1, 2) == []
+    assert len(seen_ids.far) == 1
+
+
+def test_a_snapshot_of_ids_that_begin_anew_needs_no_other_to_confirm_it() -> None:
+    seen_ids = SeenIds()
+    seen_ids.admit(trades(*range(1000, 1100)))
+    snapshot = trades(*range(1, 51), time_us=START_US + EPOCH_US)
+    assert seen_ids.admit(snapshot, SNAPSHOT) is snapshot
+    assert seen_ids.begun_anew == ["BTC/USD"]
+    known = seen_ids.symbols["BTC/USD"]
+    assert (known.epoch, known.first_id, known.last_id, known.holes) == (1, 1, 50, [])
+
+
+def test_a_hole_at_the_beginning_of_an_epoch_has_its_cause() -> None:
+    seen_ids = SeenIds()
+    seen_ids.admit(trades(*range(1000, 1100)))
+    seen_ids.happened("disconnect: lost", 2)
+    seen_ids.admit(trades(1, 5, time_us=START_US + EPOCH_US), STREAM, 3)
+    assert seen_ids.symbols["BTC/USD"].holes[0].cause == "disconnect: lost"
+    assert (seen_ids.cause, seen_ids.found, seen_ids.found_trades) == ("disconnect: lost", 1, 3)
+    assert seen_ids.touched == {"BTC/USD"}
+
+
+def test_garbage_with_an_old_id_and_a_newer_time_doubles_nothing() -> None:
+    later_us = START_US + 10 * EPOCH_US
+    for garbage in (5, 1050):
+        seen_ids = SeenIds()
+        seen_ids.admit(trades(*range(1000, 1100)))
+        for number in range(1100, 1110, 2):
+            assert ids(*seen_ids.admit(trades(garbage, time_us=later_us))) == [garbage]
+            assert admitted(seen_ids, number) == [number], "the quick way"
+            garbage += 1
+            assert ids(*seen_ids.admit(trades(garbage, time_us=later_us))) == [garbage]
+            assert admitted(seen_ids, number, number + 1) == [number + 1]
+            garbage += 1
+        known = seen_ids.symbols["BTC/USD"]
+        assert (known.epoch, known.first_id, known.last_id, known.holes) == (0, 1000, 1109, [])
+        assert (seen_ids.begun_anew, len(seen_ids.far)) == ([], 10)
+        assert seen_ids.found == 0
 
 
 def test_ids_that_begin_anew_below_and_run_into_the_old_ones_lose_nothing() -> None:
@@ -210,6 +252,14 @@ def test_one_absurd_id_does_not_drop_the_ones_below_it() -> None:
     assert admitted(seen_ids, 2**63 - 1) == [2**63 - 1]
     assert admitted(seen_ids, 6) == [6]
     assert admitted(seen_ids, 7, 6, 9) == [7, 9]
+
+
+def test_two_absurd_ids_with_ordinary_trades_between_do_not_confirm_each_other() -> None:
+    seen_ids = SeenIds()
+    for number in (5, 9 * 10**18, 6, 9 * 10**18 + 1, 7, 9 * 10**18 + 2, 8):
+        assert admitted(seen_ids, number) == [number]
+    known = seen_ids.symbols["BTC/USD"]
+    assert (known.last_id, known.holes, len(seen_ids.far)) == (8, [], 3)
 
 
 def test_with_too_many_holes_the_oldest_is_forgotten() -> None:

@@ -11,7 +11,19 @@ ROOT = Path(__file__).parents[1] / "feedmono"
 # Who may import whom: a module may import those of its own level and of the levels below.
 LEVELS = [
     {"cli", "__main__"},
-    {"demo", "table", "tail", "check", "probes", "verify", "ledger_table"},
+    {
+        "demo",
+        "table",
+        "tail",
+        "check",
+        "probes",
+        "verify",
+        "verify_symbol",
+        "verify_trade",
+        "verify_table",
+        "findings",
+        "ledger_table",
+    },
     {"supervisor"},
     {"reader", "serializer", "snapshot", "statelock"},
     {
@@ -40,7 +52,7 @@ LEVELS = [
         "rest",
         "ledger",
     },
-    {"ids", "ring_layout", "framing", "trade", "log", "resources"},
+    {"ids", "bitmap", "columns", "ring_layout", "framing", "trade", "log", "resources"},
 ]
 
 # The standard places of third-party libraries; a folder stands for all of its files.

@@ -9,7 +9,6 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta, timezone
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,29 +18,31 @@ from broker import Kafka, MockKafka, MockRegistry, Registry, eventually
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feedmono import cli, config, ids, log, statelock, verify, workers
+from feedmono import cli, config, ids, log, statelock, verify, verify_table, workers
 from feedmono.avro import generate_encoder, load_schema
+from feedmono.bitmap import Bitmap
 from feedmono.config import Config
 from feedmono.exchanges import load
+from feedmono.findings import (
+    BEYOND,
+    DOUBLED,
+    INVALID,
+    MAX_NAMED,
+    MISSING,
+    RAW_DOUBLED,
+    RAW_INVALID,
+    RAW_MISSING,
+    UNKNOWN,
+    Result,
+    SymbolCount,
+)
 from feedmono.ledger import Ledger
 from feedmono.ledger_table import Look, look
 from feedmono.sinks.base import DeadLetter, Entry, Frame, Source, StoredRecord
 from feedmono.sinks.files import FilesSink
 from feedmono.sinks.kafka import KafkaSink
 from feedmono.trade import BACKFILL, ORIGINS, SIDES, SNAPSHOT, STREAM, EncodedTrade, Trade, multiply
-from feedmono.verify import (
-    BEYOND,
-    DOUBLED,
-    INVALID,
-    MISSING,
-    RAW_DOUBLED,
-    RAW_INVALID,
-    RAW_MISSING,
-    UNKNOWN,
-    Numbers,
-    Result,
-    Verifier,
-)
+from feedmono.verify import Verifier
 
 EXCHANGE = "binance"
 BTC, ETH = "BTCUSDT", "ETHUSDT"
@@ -209,7 +210,7 @@ def named(result: Result, kind: str) -> list[tuple[int | None, int | None]]:
     return [(n.first_id, n.last_id) for n in found.named]
 
 
-def only_symbol(result: Result) -> verify.SymbolCount:
+def only_symbol(result: Result) -> SymbolCount:
     (count,) = result.symbols
     return count
 
@@ -223,7 +224,7 @@ def only_symbol(result: Result) -> verify.SymbolCount:
     st.integers(0, 6000),
 )
 def test_a_set_of_numbers_is_a_set(numbers: list[int], first: int, size: int) -> None:
-    ours, plain = Numbers(), set[int]()
+    ours, plain = Bitmap(), set[int]()
     for number in numbers:
         assert ours.add(number) == (number not in plain)
         plain.add(number)
@@ -257,7 +258,9 @@ def test_what_is_complete_is_verified(world: World) -> None:
     assert counts(result) == {}
     assert [(c.symbol, c.trades) for c in result.symbols] == [(BTC, 109), (ETH, 99)]
     assert result.frames == 204
-    assert verify.summary([result]).startswith("verified: 208 trades of 2 symbols, nothing missing")
+    assert verify_table.summary([result]).startswith(
+        "verified: 208 trades of 2 symbols, nothing missing"
+    )
 
 
 def test_the_same_id_in_two_epochs_is_not_doubled(world: World) -> None:
@@ -278,7 +281,7 @@ def test_dead_letters_are_told_and_are_no_finding(world: World) -> None:
     result = world.verify()
     assert counts(result) == {}
     assert result.dead_letters == 1
-    assert "1 dead letter" in verify.render([result])
+    assert "1 dead letter" in verify_table.render([result])
 
 
 def test_ids_that_the_ledger_folded_may_be_missing_up_to_their_count(
@@ -344,7 +347,7 @@ def test_only_the_first_findings_are_named_and_all_are_counted(world: World) -> 
     world.end()
     result = world.verify()
     assert counts(result) == {(MISSING, BTC): 50}
-    assert len(named(result, MISSING)) == verify.MAX_NAMED
+    assert len(named(result, MISSING)) == MAX_NAMED
 
 
 @pytest.mark.parametrize("retained", [False, True])
@@ -362,7 +365,7 @@ def test_what_was_removed_from_the_beginning_is_missing_unless_it_may_be(
     if retained:
         assert counts(result) == {(MISSING, BTC): 1}
         assert only_symbol(result).removed == 50
-        assert "50 ids of 1 symbol removed" in verify.render([result])
+        assert "50 ids of 1 symbol removed" in verify_table.render([result])
     else:
         assert counts(result) == {(MISSING, BTC): 51}
 
@@ -445,7 +448,7 @@ def test_without_an_instance_what_is_newer_than_the_ledger_is_found(world: World
     world.store()
     result = world.verify()
     assert counts(result) == {(BEYOND, BTC): 2}
-    assert "the next start delivers these frames again" in verify.render([result]).replace(
+    assert "the next start delivers these frames again" in verify_table.render([result]).replace(
         "\n", " "
     )
 
@@ -463,7 +466,7 @@ def test_with_an_instance_what_is_newer_than_the_ledger_is_in_flight(world: Worl
         os.close(lock_fd)
     assert counts(result) == {}
     assert [(c.symbol, c.in_flight) for c in result.symbols] == [(BTC, 3), (ETH, 1)]
-    assert "4 trades of 2 symbols in flight" in verify.render([result])
+    assert "4 trades of 2 symbols in flight" in verify_table.render([result])
 
 
 # --- invalid
@@ -506,7 +509,7 @@ def test_a_symbol_that_is_none_is_invalid(world: World) -> None:
     world.end()
     result = world.verify()
     assert counts(result) == {(INVALID, ""): 1}
-    assert "\x1b" not in verify.render([result])
+    assert "\x1b" not in verify_table.render([result])
 
 
 def test_a_damaged_block_is_invalid_and_its_trades_are_missing(world: World) -> None:
@@ -588,23 +591,13 @@ class Stored(Source):
         return self.complete
 
 
-def moments(content: dict[str, object]) -> dict[str, object]:
-    """Times as fastavro gives them."""
-    start = datetime(1970, 1, 1, tzinfo=timezone.utc)
-    for name, per_s in (("timestamp", 1000), ("exchange_timestamp_us", 1_000_000)):
-        value = content[name]
-        assert isinstance(value, int)
-        content[name] = start + timedelta(seconds=value // per_s)
-    return content
-
-
 def topics(trades: Sequence[Trade]) -> Stored:
     raw, normalized = [], []
     for number, t in enumerate(trades):
         sequence, body = FIRST_SEQUENCE + number, payload([t], STREAM)
         frame = {"connection": 1, "sequence": sequence, "received_ns": 5, "origin": STREAM}
         raw.append(StoredRecord(f"raw {number}", {**frame, "payload": body}, "", t.symbol, body))
-        content = moments(record(t, sequence, STREAM))
+        content = record(t, sequence, STREAM)
         normalized.append(StoredRecord(f"trades {number}", content, "", t.symbol, b""))
     return Stored(raw, normalized)
 

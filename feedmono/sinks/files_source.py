@@ -12,6 +12,7 @@ from feedmono import log
 from feedmono.config import FilesConfig
 from feedmono.sinks.base import KINDS, Source, StoredRecord
 from feedmono.sinks.container import PART, ContainerReader, Header, NotAContainer
+from feedmono.sinks.plain import plain
 from feedmono.sinks.segment import SegmentFile, list_files
 from feedmono.trade import ORIGINS
 
@@ -163,6 +164,7 @@ def _read_file(
         if file.finished:
             yield StoredRecord(f"{name} byte 0", None, f"{file.path} ends within its header")
         return
+    header = header._replace(schema=plain(header.schema))
     offset = header.length
     while offset < limit:
         place = f"{name} byte {offset}"

@@ -22,6 +22,7 @@ from feedmono.sinks.kafka_client import (
     properties,
 )
 from feedmono.sinks.kafka_topics import Topics, probe_broker
+from feedmono.sinks.plain import plain
 from feedmono.sinks.registry import NoSuchSchema, SchemaRegistry
 from feedmono.trade import ORIGINS
 
@@ -61,8 +62,10 @@ class _Range(NamedTuple):
 class _Schemas:
     """The schemas that records name, asked for once each."""
 
-    def __init__(self, config: KafkaConfig) -> None:
+    def __init__(self, config: KafkaConfig, *, times: bool) -> None:
+        """:param times: whether times are given as datetime, and not as plain numbers."""
         self._config = config
+        self._times = times
         self._registry: SchemaRegistry | None = None
         self._known: dict[int, avro.Schema | None] = {}
 
@@ -96,7 +99,8 @@ class _Schemas:
             if len(self._known) >= _MAX_SCHEMAS:
                 self._known.clear()
             try:
-                self._known[number] = avro.parse_schema(self._registry.schema(number))
+                schema = avro.parse_schema(self._registry.schema(number))
+                self._known[number] = schema if self._times else plain(schema)
             except (NoSuchSchema, avro.SchemaError):
                 self._known[number] = None
         return self._known[number]
@@ -119,7 +123,7 @@ class KafkaSource(Source):
         probe_broker(self._config)
         topic = self._topics.trades
         with (
-            contextlib.closing(_Schemas(self._config)) as schemas,
+            contextlib.closing(_Schemas(self._config, times=True)) as schemas,
             # A tail shows a new topic's trades soon, not after five minutes.
             self._consuming(
                 topic,
@@ -214,7 +218,7 @@ class KafkaSource(Source):
             return
         client_log = ClientLog(None)
         with (
-            contextlib.closing(_Schemas(self._config)) as schemas,
+            contextlib.closing(_Schemas(self._config, times=False)) as schemas,
             self._consuming(
                 topic,
                 "read",
