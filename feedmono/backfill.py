@@ -83,8 +83,11 @@ class Backfill:
         config: BackfillConfig,
         ask: Callable[[PageRequest], bool],
         clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
     ) -> None:
-        """:param ask: sends a request; False: not now."""
+        """:param ask: sends a request; False: not now.
+        :param wall: Unix time in seconds.
+        """
         self.open_holes = 0
         self.open_trades = 0
         self.absent = 0
@@ -96,6 +99,7 @@ class Backfill:
         self._confirm_after_s = config.confirm_after_s
         self._ask = ask
         self._clock = clock
+        self._wall = wall
         self._due: dict[str, float] = {}
         """When a symbol's holes are to be looked at; those asked last stand last."""
         self._tails: dict[str, _Tail] = {}
@@ -191,10 +195,9 @@ class Backfill:
         return methodcaller("give_up", symbol, first_id, last_id)
 
     def _cutoff_us(self) -> int:
-        """Trades before it are too old. By the exchange's clock: a local one that is wrong, or
-        that steps, must not give up what can be had."""
-        newest_us = self._seen.newest_us
-        return newest_us - self._max_age_us
+        """Trades before it are too old: by the exchange's clock and by the local one. If one of
+        them is wrong, or a trade's time is absurd, nothing is given up that can be had."""
+        return min(self._seen.newest_us, int(self._wall() * 1e6)) - self._max_age_us
 
     def _wish(self, symbol: str, now_s: float) -> tuple[PageRequest, bool] | None:
         """The request for a symbol's first hole that is due, and for those behind it that the

@@ -81,7 +81,7 @@ class BackfillConfig:
     """How far what was missed is fetched by REST."""
 
     max_age_s: float
-    """Trades older than this, by the exchange's own clock, are not fetched; 0: none is."""
+    """Trades older than this are not fetched; 0: none is."""
     max_trades: int
     """Of one hole, so many of the newest ids are asked for."""
     confirm_after_s: float

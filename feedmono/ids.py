@@ -313,7 +313,6 @@ class Ids:
             if outcome is Outcome.NEXT or outcome is Outcome.JUMPED:
                 self.sequence = sequence
             return outcome
-        self._candidate = None
         newer = origin != BACKFILL and trade.time_us >= self.newest_us + EPOCH_US
         if newer and (anew := self._confirmed_by(trade)) is not None:
             self.ended.append(Epoch.of(self))
@@ -324,12 +323,15 @@ class Ids:
             return Outcome.EPOCH
         hole = self.hole_of(trade_id)
         if hole is not None:
+            self._candidate = None
             self._fill(hole, trade, origin)
             return Outcome.FILLED
         if newer:
             return self._add_newer(trade)
         if trade_id >= self.first_id or trade_id in self.islands or origin != STREAM:
+            # A repeat denies no candidate: the ledger, which must find the same, never sees one.
             return Outcome.REPEATED
+        self._candidate = None
         if self.first_id - trade_id > NEAR:
             self._strand(trade_id)
             return Outcome.FAR

@@ -41,9 +41,10 @@ class SymbolCheck:
         """Takes what the ledger tells now."""
         self._ids = ids
         self._ended = _ended(ids, epochs)
-        self._first_epoch = (*self._ended, ids)[0].epoch
+        epochs_us = [*(ended.epoch_us for ended in self._ended), ids.epoch_us]
         # All trades of the epoch before are older than that.
-        self._bounds = [epoch.epoch_us - EPOCH_US + 1 for epoch in (*self._ended, ids)]
+        self._bounds = [epoch_us - EPOCH_US + 1 for epoch_us in epochs_us]
+        self._first_epoch = self._ended[0].epoch if self._ended else ids.epoch
         self._known = range(0)
 
     def take(self, trade_id: int, stored: StoredRecord) -> None:

@@ -42,7 +42,14 @@ class Rig:
         self.deaf = False
         self.seen = Seen({}, max_trades)
         config = BackfillConfig(max_age_s, max_trades, 60)
-        self.backfill = Backfill(self.seen, load(exchange), config, self._ask, lambda: self.now_s)
+        self.backfill = Backfill(
+            self.seen,
+            load(exchange),
+            config,
+            self._ask,
+            lambda: self.now_s,
+            lambda: T0_US / 1e6 + HOUR_US * 3 / 1e6,
+        )
         self.told: list[Any] = []
 
     def _ask(self, wish: PageRequest) -> bool:
@@ -290,6 +297,13 @@ def test_a_hole_that_is_too_old_is_given_up_by_the_exchanges_clock() -> None:
     rig.tick()
     assert rig.holes() == [(2, 4, State.BEYOND), (6, 7, State.OPEN)]
     assert len(rig.told) == 1, "the ledger is told"
+
+
+def test_one_absurd_time_gives_nothing_up(rig: Rig) -> None:
+    rig.stream(1, 3)
+    rig.seen.admit((trade(5, time_us=4 * T0_US),), STREAM, 9, 0)
+    assert len(rig.tick()) == 1
+    assert {h[2] for h in rig.holes()} == {State.OPEN}
 
 
 def test_of_a_hole_that_is_partly_too_old_the_rest_is_fetched_by_id() -> None:

@@ -181,7 +181,8 @@ def test_of_many_ranges_the_newest_are_shown_and_the_rest_is_counted(bench: Benc
 
 
 def test_former_epochs_are_shown(bench: Bench) -> None:
-    bench.deliver(trade(1000), trade(1005), trade(3, time_us=TIME_US + 10**9))
+    bench.deliver(trade(1000), trade(1005))
+    bench.deliver(*(trade(n, time_us=TIME_US + 10**9) for n in (3, 4)))
     bench.commit()
     _, out, _ = bench.run("binance", BTC)
     (line,) = out.split("former epochs")[1].splitlines()[1:2]

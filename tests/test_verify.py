@@ -333,7 +333,8 @@ def test_an_island_that_is_not_stored_is_missing(world: World) -> None:
 def test_ids_of_a_former_epoch_are_missing_beyond_those_that_were_then(world: World) -> None:
     world.frames([1, 2, 3, 10])
     world.frames([11, 12], to_sink=False)
-    world.frame(trade(2, time_us=TIME_US + 100_000_000))
+    for trade_id in (2, 3):
+        world.frame(trade(trade_id, time_us=TIME_US + 100_000_000))
     world.end()
     result = world.verify()
     assert counts(result) == {(MISSING, BTC): 2}
@@ -433,7 +434,8 @@ def test_an_id_that_is_not_delivered_is_unknown(
 def test_an_unknown_id_of_a_former_epoch_is_found(world: World) -> None:
     world.frames([100, 101])
     world.frames([90], to_ledger=False)
-    world.frame(trade(100, time_us=TIME_US + 100_000_000))
+    for trade_id in (100, 101):
+        world.frame(trade(trade_id, time_us=TIME_US + 100_000_000))
     world.end()
     assert counts(world.verify()) == {(UNKNOWN, BTC): 1}
 
