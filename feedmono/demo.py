@@ -153,6 +153,11 @@ def summary(config: Config) -> str:
             "",
             "Look at them with any Avro tool:",
             f"  {_shown(Path(sys.executable).with_name('fastavro'))} {_shown(example)} | tail -n 3",
+            "",
+            "Is anything missing, or there twice?",
+            f"  FEEDMONO_STATE_DIR={_shown(config.state_dir)} "
+            f"FEEDMONO_FILES_DIR={_shown(config.files.dir)} "
+            f"{_shown(Path(sys.executable).with_name('feedmono'))} verify",
         ]
     return "\n".join(lines)
 

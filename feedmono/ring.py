@@ -326,7 +326,7 @@ class RingWriter(Ring):
         if last is None:
             last = self._walk(self.acknowledged, committed)[1] or 0
         now = time.time_ns() // 1000
-        if told > max(now, last) + _SEQUENCE_LEAD_US:
+        if told > max(now, last, self.first_sequence) + _SEQUENCE_LEAD_US:
             told = 0
         return max(self.first_sequence, last + 1, told, now)
 
@@ -673,11 +673,12 @@ class Prepared:
 def prepare(path: Path, capacity_bytes: int, least_sequence: int = 0) -> Prepared:
     """Makes sure that a ring of that capacity is at *path*, before its processes start.
 
-    :param least_sequence: a new ring's sequence starts no lower.
+    :param least_sequence: the next record's sequence is no lower.
 
-    A ring that is there is kept as it is. One of another capacity is removed if it is empty; if
-    not, or if it is damaged or of another layout, it is set aside as ``<name>.aside-<n>``, and
-    nothing of it is lost: the serializer reads what is intact there first.
+    A ring that is there is kept as it is. One of another capacity, or with lower sequences (a crash
+    of the host took its end, and the clock was set back), is removed if it is empty; if not, or if
+    it is damaged or of another layout, it is set aside as ``<name>.aside-<n>``, and nothing of it
+    is lost: the serializer reads what is intact there first.
 
     :raises RingError: there is no room or no right for it.
     """
@@ -695,12 +696,15 @@ def prepare(path: Path, capacity_bytes: int, least_sequence: int = 0) -> Prepare
             first_sequence = max(first_sequence, least_sequence + held)
         else:
             used_bytes, old_bytes = old.used_bytes, old.capacity_bytes
+            lacking = least_sequence - old.next_sequence
             first_sequence = max(first_sequence, old.next_sequence)
             old.close()
-            if old_bytes == wanted:
+            if old_bytes == wanted and lacking <= 0:
                 return Prepared(used_bytes, None, "")
             if not used_bytes:
                 path.unlink()
+            elif lacking > 0:
+                reason = f"it lacks the last {lacking} records"
             else:
                 reason = f"its capacity was {old_bytes >> 10} KiB"
         if reason:

@@ -193,8 +193,8 @@ def _moved(before: Mapping[str, int], status: Sequence[Mapping[str, Any]]) -> bo
 @pytest.mark.parametrize(
     ("kill", "steps"),
     [
-        # To before a machine without a clock of its own heard of the time, as well.
-        (False, (-DAY_S, -100 * DAY_S, int(DAY_S - time.time()))),
+        # To where a machine without a clock of its own begins, as well.
+        (False, (-DAY_S, int(DAY_S - time.time()))),
         (True, (-DAY_S,)),
     ],
     ids=["stop", "kill"],
@@ -299,6 +299,36 @@ def test_a_ring_in_the_place_of_a_damaged_one_begins_above_it_after_a_step_back(
     held = SalvagedReader(prepared.set_aside).read(200, 1 << 20)
     assert len(held) == 100
     assert RingWriter(path).next_sequence > held[-1].sequence
+
+
+@pytest.mark.parametrize("used", [False, True], ids=["empty", "used"])
+def test_a_ring_that_lacks_what_the_ledger_knows_is_replaced_after_a_step_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: bool
+) -> None:
+    path, capacity = tmp_path / "x.ring", 64 * 1024
+    ring.prepare(path, capacity)
+    if used:
+        RingWriter(path).append([b"a"] * 10, ring_layout.FRAME, 0, 1)
+    least = RingWriter(path).next_sequence + 100
+    monkeypatch.setattr(time, "time_ns", lambda: DAY_S * 10**9)
+    prepared = ring.prepare(path, capacity, least)
+    assert RingWriter(path).next_sequence == least
+    assert bool(prepared.set_aside) == used
+    assert ring.prepare(path, capacity, least) == ring.Prepared(0, None, "")
+
+
+def test_a_writer_goes_on_above_what_it_gave_however_far_the_clock_was_set_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.ring"
+    ring.create(path, 64 * 1024)
+    before = RingWriter(path)
+    before.append([b"a"] * 10, ring_layout.FRAME, 0, 1)
+    monkeypatch.setattr(time, "time_ns", lambda: DAY_S * 10**9)
+    # What was given last can't be read, as where a lap ends, or after a crash of the host.
+    monkeypatch.setattr(RingWriter, "_sequence_before", lambda *_: None)
+    monkeypatch.setattr(RingWriter, "_walk", lambda self, *_: (self.committed, None))
+    assert RingWriter(path).next_sequence == before.next_sequence
 
 
 def test_an_earlier_process_of_this_boot_had_another_clock(

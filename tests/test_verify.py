@@ -8,6 +8,7 @@ import pty
 import random
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from broker import Kafka, MockKafka, MockRegistry, Registry, eventually
 from hypothesis import given
 from hypothesis import strategies as st
+from nobody import as_nobody
 
 from feedmono import cli, config, ids, log, statelock, verify, verify_table, workers
 from feedmono.avro import generate_encoder, load_schema
@@ -303,6 +305,17 @@ def test_a_missing_id_more_than_were_folded_is_found(
         world.frames([number], to_sink=number != 4)
     world.end()
     assert counts(world.verify()) == {(MISSING, BTC): 1}
+
+
+def test_who_may_only_read_can_verify_what_a_stopped_instance_stored() -> None:
+    # pytest's own folders are closed to others.
+    with tempfile.TemporaryDirectory() as name:
+        world = World(Path(name))
+        world.frames([1, 2, 3])
+        world.end()
+        Path(name).chmod(0o755)
+        assert as_nobody(lambda: counts(world.verify()) == {})
+        assert [path.name for path in world.config.state_dir.iterdir()] == [f"{EXCHANGE}.ledger"]
 
 
 # --- missing
