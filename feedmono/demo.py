@@ -148,6 +148,8 @@ def summary(config: Config) -> str:
         count = count_trades(config.files.dir, exchange.name)
         lines.append(f"  {exchange.name:<10} {count:>9,} trades in {_shown(folder)}")
         example = example or (files[0] if files else None)
+    data = f"FEEDMONO_FILES_DIR={_shown(config.files.dir)}"
+    program = _shown(Path(sys.executable).with_name("feedmono"))
     if example:
         lines += [
             "",
@@ -155,9 +157,7 @@ def summary(config: Config) -> str:
             f"  {_shown(Path(sys.executable).with_name('fastavro'))} {_shown(example)} | tail -n 3",
             "",
             "Is anything missing, or there twice?",
-            f"  FEEDMONO_STATE_DIR={_shown(config.state_dir)} "
-            f"FEEDMONO_FILES_DIR={_shown(config.files.dir)} "
-            f"{_shown(Path(sys.executable).with_name('feedmono'))} verify",
+            f"  FEEDMONO_STATE_DIR={_shown(config.state_dir)} {data} {program} verify",
         ]
     return "\n".join(lines)
 

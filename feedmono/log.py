@@ -15,8 +15,6 @@ import sys
 from collections.abc import MutableMapping
 from typing import Any, cast
 
-import structlog
-
 FORMATS = ("text", "json")
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -75,6 +73,8 @@ def configure(level: str, style: str, fd: int | None = None, terminal: bool = Fa
 
     :param terminal: whoever reads *fd* shows it in a terminal: colours, and no date.
     """
+    import structlog  # noqa: PLC0415  0.2 s, which commands that log nothing need not wait for
+
     target = sys.stderr.fileno() if fd is None else fd
     terminal = terminal or os.isatty(target)
     renderer: Any
@@ -110,4 +110,6 @@ def _first_things_first(_: object, __: str, event: MutableMapping[str, Any]) -> 
 
 def get(**fields: object) -> Log:
     """A logger with these fields on each of its lines."""
+    import structlog  # noqa: PLC0415  as above
+
     return Log(structlog.get_logger().bind(**fields))

@@ -292,10 +292,8 @@ def test_rotation_under_load_loses_and_doubles_nothing(tmp_path: Path, full: boo
 
 def _longest_pause_s(feedmono: Instance) -> float:
     """Between two trades off the sockets, whatever their symbols."""
-    moments = sorted(
-        trade["received_timestamp_us"].timestamp()
-        for trade in read_avro(feedmono.data / "binance", "trades")
-    )
+    trades = read_avro(feedmono.data / "binance", "trades")
+    moments: list[float] = sorted(t["received_timestamp_us"].timestamp() for t in trades)
     return max(later - earlier for earlier, later in pairwise(moments))
 
 
