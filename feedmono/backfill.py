@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from operator import methodcaller
 from typing import Any, NamedTuple
@@ -33,8 +33,17 @@ RETRY_CAP_S = 600.0
 ANSWER_LIMIT_S = 120.0
 """A request without an answer for so long is lost."""
 MAX_OUTSTANDING = 8
+DEAD_RETRY_S = 60.0
+"""How long after a trade could not be stored it is asked for again; doubled each time, up to
+`DEAD_RETRY_CAP_S`."""
+DEAD_RETRY_CAP_S = 3600.0
+DEAD = "dead"
+"""The cause of a hole whose trade could not be stored."""
 
 _MAX_SINCE = 10_000
+_LOOK_AGAIN_S = 1.0
+_MAX_DEAD = 10_000
+_STEP_BACK_US = 1_000_000
 # A time by REST may have more or fewer digits than the stream's.
 _TIME_TOLERANCE_US = 1000
 
@@ -70,7 +79,7 @@ class _Out:
     edge: Edge
     """The last known trade when it was asked."""
     aged: bool
-    """Whether it may begin later than its hole: what is older is not asked for."""
+    """Whether it begins later than its hole: what is older is not asked for."""
 
 
 class Backfill:
@@ -81,11 +90,14 @@ class Backfill:
         seen: Seen,
         exchange: Exchange,
         config: BackfillConfig,
+        symbols: Iterable[str],
         ask: Callable[[PageRequest], bool],
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """:param ask: sends a request; False: not now.
+        """:param symbols: those that are subscribed. What came after the last known trade of
+            each is looked at soon, as after a subscription: whoever knew of one may have died.
+        :param ask: sends a request; False: not now.
         :param wall: Unix time in seconds.
         """
         self.open_holes = 0
@@ -105,9 +117,15 @@ class Backfill:
         self._tails: dict[str, _Tail] = {}
         self._out: dict[str, _Out] = {}
         self._since_us: dict[tuple[str, int], int] = {}
-        """How far pages by time have come towards a hole, by symbol and the hole's last id."""
+        """Where the next page by time begins, by symbol and the hole's last id, if not at its
+        neighbour."""
+        self._dead: dict[tuple[str, int], int] = {}
+        """How often a trade could not be stored, by symbol and the last id of its hole."""
+        self._settled: list[Settle] = []
         self._counts: dict[str, tuple[int, int, int, int]] = {}
         seen.touched |= {symbol for symbol, ids in seen.symbols.items() if ids.holes}
+        for symbol in symbols:
+            self.subscribed(symbol)
 
     # --- what happens
 
@@ -126,15 +144,24 @@ class Backfill:
     def reader_started(self) -> None:
         """Requests to the reader before are lost."""
         for symbol in list(self._out):
-            self._lost(symbol)
+            self._in_vain(self._out.pop(symbol), passing=True)
 
-    def failed(self, symbol: str, first_id: int) -> None:
-        """A request brought no page."""
+    def begun_anew(self, symbol: str) -> None:
+        """The exchange has begun the symbol's ids anew: nothing of before is asked for."""
+        self._out.pop(symbol, None)
+        self._tails.pop(symbol, None)
+        self._due.pop(symbol, None)
+
+    def failed(self, symbol: str, first_id: int, passing: bool) -> None:
+        """A request brought no page.
+
+        :param passing: for a reason that says nothing about this request.
+        """
         out = self._out.get(symbol)
         if out is None or out.wish.first_id != first_id:
             return
         del self._out[symbol]
-        self._in_vain(out)
+        self._in_vain(out, passing)
 
     # --- asking
 
@@ -149,45 +176,65 @@ class Backfill:
             due_s = min(due_s, min(tails, default=due_s))
         return min(due_s, min((out.until_s for out in self._out.values()), default=due_s))
 
-    def tick(self) -> list[Settle]:
-        """Asks for what is due; what the ledger is to be told (holes that are given up)."""
+    def tick(self, caught_up: bool = True) -> list[Settle]:
+        """Asks for what is due; what the ledger is to be told (holes that are given up).
+
+        :param caught_up: everything that the reader has told is read: an answer that is not
+            there by now did not come in time.
+        """
         now_s = self._clock()
-        settled: list[Settle] = []
         for symbol, out in list(self._out.items()):
             if out.until_s <= now_s:
-                self._lost(symbol)
+                if caught_up:
+                    self._lost(symbol)
+                else:
+                    out.until_s = now_s + _LOOK_AGAIN_S
         for symbol in self._seen.touched:
-            settled += self._plan(symbol, now_s)
+            self._plan(symbol, now_s)
         self._seen.touched.clear()
-        for symbol in [s for s, due_s in self._due.items() if due_s <= now_s]:
-            if len(self._out) >= MAX_OUTSTANDING:
-                return settled
-            if symbol not in self._out and not self._send(symbol, self._wish(symbol, now_s), now_s):
-                return settled
-        for symbol in [s for s, tail in self._tails.items() if tail.due_s <= now_s]:
-            if len(self._out) >= MAX_OUTSTANDING:
-                return settled
-            if symbol not in self._out and not self._look(symbol, now_s):
-                return settled
+        self._send_due(now_s)
+        settled, self._settled = self._settled, []
         return settled
 
-    def _plan(self, symbol: str, now_s: float) -> list[Settle]:
+    def _send_due(self, now_s: float) -> None:
+        for symbol in [s for s, due_s in self._due.items() if due_s <= now_s]:
+            if len(self._out) >= MAX_OUTSTANDING:
+                return
+            if symbol not in self._out and not self._send(symbol, self._wish(symbol, now_s), now_s):
+                return
+        for symbol in [s for s, tail in self._tails.items() if tail.due_s <= now_s]:
+            if len(self._out) >= MAX_OUTSTANDING:
+                return
+            if symbol not in self._out and not self._look(symbol, now_s):
+                return
+
+    def _plan(self, symbol: str, now_s: float) -> None:
         """Finds out when the symbol's holes are due, and gives up those that are too old."""
         ids = self._seen.symbols[symbol]
-        settled: list[Settle] = []
         cutoff_us = self._cutoff_us()
+        due_s = math.inf
         for hole in list(ids.open_holes()):
-            if not self._max_age_us or (hole.after and hole.after.time_us < cutoff_us):
-                settled.append(self._give_up(symbol, ids, hole.first_id, hole.last_id))
-            elif not hole.due_s:
-                hole.due_s = now_s + GRACE_S
-        due_s = min((hole.due_s for hole in ids.open_holes()), default=None)
-        if due_s is None:
+            newest = hole.after or hole.before
+            if not self._max_age_us or (newest and newest.time_us < cutoff_us):
+                self._settled.append(self._give_up(symbol, ids, hole.first_id, hole.last_id))
+                continue
+            if not hole.due_s:
+                dead = hole.cause == DEAD
+                hole.due_s = now_s + (self._dead_wait_s(symbol, hole) if dead else GRACE_S)
+            due_s = min(due_s, hole.due_s)
+        if due_s == math.inf:
             self._due.pop(symbol, None)
         else:
             self._due[symbol] = due_s
         self._count(symbol, ids)
-        return settled
+
+    def _dead_wait_s(self, symbol: str, hole: Hole) -> float:
+        """A trade that could not be stored is asked for less and less often."""
+        if len(self._dead) >= _MAX_DEAD:
+            self._dead.clear()
+        times = self._dead.get((symbol, hole.last_id), 0)
+        self._dead[symbol, hole.last_id] = times + 1
+        return min(DEAD_RETRY_S * 2.0 ** min(times, 30), DEAD_RETRY_CAP_S)
 
     def _give_up(self, symbol: str, ids: Ids, first_id: int, last_id: int) -> Settle:
         ids.give_up(first_id, last_id)
@@ -197,7 +244,8 @@ class Backfill:
     def _cutoff_us(self) -> int:
         """Trades before it are too old: by the exchange's clock and by the local one. If one of
         them is wrong, or a trade's time is absurd, nothing is given up that can be had."""
-        return min(self._seen.newest_us, int(self._wall() * 1e6)) - self._max_age_us
+        newest_us = max((ids.newest_us for ids in self._seen.symbols.values()), default=0)
+        return min(newest_us, int(self._wall() * 1e6)) - self._max_age_us
 
     def _wish(self, symbol: str, now_s: float) -> tuple[PageRequest, bool] | None:
         """The request for a symbol's first hole that is due, and for those behind it that the
@@ -208,9 +256,10 @@ class Backfill:
             return None
         hole = due[0]
         since_us = hole.before.time_us if hole.before else ids.epoch_us
+        since_us = self._since_us.get((symbol, hole.last_id), since_us)
         cutoff_us = self._cutoff_us()
-        aged = since_us < cutoff_us or not _known(hole.before)
-        since_us = max(since_us, cutoff_us, self._since_us.get((symbol, hole.last_id), 0))
+        aged = since_us < cutoff_us
+        since_us = max(since_us, cutoff_us)
         first_id = max(0, hole.first_id - 1)
         rows = self._rows
         if self._exchange.pages_by_id:
@@ -255,19 +304,26 @@ class Backfill:
         """No answer will come any more."""
         self._in_vain(self._out.pop(symbol))
 
-    def _in_vain(self, out: _Out) -> None:
+    def _in_vain(self, out: _Out, passing: bool = False) -> None:
         wish = out.wish
         now_s = self._clock()
+        more = 0 if passing else 1
         if wish.tail:
             tail = self._tails.get(wish.symbol)
             if tail is not None:
-                tail.tries += 1
+                tail.tries += more
                 tail.due_s = now_s + _backoff_s(tail.tries)
             return
         for hole in self._asked(out):
-            hole.tries += 1
-            hole.due_s = now_s + _backoff_s(hole.tries)
+            self._try_later(wish.symbol, hole, hole.tries + more, now_s)
         self._seen.touched.add(wish.symbol)
+
+    def _try_later(self, symbol: str, hole: Hole, tries: int, now_s: float) -> None:
+        """It was asked for in vain, so often by now."""
+        hole.due_s = now_s + _backoff_s(tries)
+        if tries != hole.tries:
+            hole.tries = tries
+            self._settled.append(methodcaller("tried", symbol, hole.first_id, hole.last_id, tries))
 
     def _asked(self, out: _Out) -> list[Hole]:
         """The open holes that a request was for."""
@@ -290,13 +346,15 @@ class Backfill:
         edge = out.edge if out is not None else ids.last_edge
         if flaw := self._flaw(ids, wish, trades, edge):
             return Wanted((), flaw)
-        last_id = ids.last_id
-        wanted = [
-            t
-            for t in trades
-            if (wish.tail if t.trade_id > last_id else ids.hole_of(t.trade_id) is not None)
-        ]
-        return Wanted(wanted, "")
+        return Wanted([t for t in trades if self._is_wanted(ids, t.trade_id, wish.tail)], "")
+
+    @staticmethod
+    def _is_wanted(ids: Ids, trade_id: int, tail: bool) -> bool:
+        """Whether it is missing, and not given up."""
+        if trade_id > ids.last_id:
+            return tail
+        hole = ids.hole_of(trade_id)
+        return hole is not None and hole.state is not State.BEYOND
 
     def _flaw(self, ids: Ids, wish: PageRequest, trades: Sequence[Trade], edge: Edge) -> str:
         """Why a page can't be what was asked for; empty if it can."""
@@ -320,17 +378,21 @@ class Backfill:
             if not _same(trade, edge_there):
                 return f"its trade {trade.trade_id} is another than the one that is known"
             matched += 1
-        if not matched and not self._beyond_proof(ids.hole_of(wish.first_id + 1), last_id):
+        if not matched and not self._beyond_proof(ids.hole_of(wish.first_id + 1), wish, last_id):
             return "it shows no trade that is known"
         return ""
 
-    def _beyond_proof(self, asked: Hole | None, last_id: int) -> bool:
+    def _beyond_proof(self, asked: Hole | None, wish: PageRequest, last_id: int) -> bool:
         """Whether a page up to that id can't show a known trade beside the hole: its edges are
-        not known, or, by time, the known one is further away than a page."""
-        if asked is None or _known(asked.before):
+        not known; or, by time, it begins behind the one and ends before the other. Pages by time
+        name their market (`Exchange.is_page_of`)."""
+        if asked is None:
             return False
-        reached = asked.after is not None and asked.after.trade_id <= last_id
-        return not _known(asked.after) or (not self._exchange.pages_by_id and not reached)
+        before, after = asked.before, asked.after
+        if self._exchange.pages_by_id:
+            return not _known(before) and not _known(after)
+        begins_behind = before is None or not _known(before) or wish.since_us > before.time_us
+        return begins_behind and (after is None or not _known(after) or last_id < after.trade_id)
 
     def take(
         self, wish: PageRequest, decoded: Decoded, flaw: str, admitted: int, now_us: int
@@ -357,28 +419,36 @@ class Backfill:
         settled += self._age(symbol, ids, wish, decoded.trades, out)
         now_s = self._clock()
         if wish.tail:
-            self._looked(symbol, ids, len(decoded.trades) >= wish.rows, now_s)
-        last = decoded.trades[-1]
+            self._looked(symbol, ids, decoded.trades, len(decoded.trades) >= wish.rows, now_s)
         for hole in self._asked(out) if out is not None and not wish.tail else ():
-            by_time = not self._exchange.pages_by_id
-            if by_time and last.trade_id < hole.first_id and last.time_us > wish.since_us:
-                self._come_closer(symbol, hole, last.time_us)
+            if self._is_off(symbol, hole, wish, decoded.trades):
                 hole.due_s = now_s
             elif hole.proofs:
                 hole.due_s = now_s + self._confirm_after_s
             elif admitted:
                 hole.due_s = now_s
             else:
-                hole.tries += 1
-                hole.due_s = now_s + _backoff_s(hole.tries)
+                self._try_later(symbol, hole, hole.tries + 1, now_s)
         ids.changes = {}
         return settled
 
-    def _come_closer(self, symbol: str, hole: Hole, time_us: int) -> None:
-        """A page by time has ended before the hole: the next one begins where it ended."""
+    def _is_off(self, symbol: str, hole: Hole, wish: PageRequest, trades: Sequence[Trade]) -> bool:
+        """Whether a page by time lies before the hole, or behind its beginning: the next one
+        begins nearer to it."""
+        first, last = trades[0], trades[-1]
+        if self._exchange.pages_by_id:
+            return False
+        if last.trade_id < hole.first_id and last.time_us > wish.since_us:
+            since_us = last.time_us
+        elif first.trade_id > hole.first_id:
+            # Twice as far from what it has shown.
+            since_us = wish.since_us - (first.time_us - wish.since_us) - _STEP_BACK_US
+        else:
+            return False
         if len(self._since_us) >= _MAX_SINCE:
             self._since_us.clear()
-        self._since_us[symbol, hole.last_id] = time_us
+        self._since_us[symbol, hole.last_id] = since_us
+        return True
 
     def _prove(self, symbol: str, ids: Ids, decoded: Decoded, now_us: int) -> list[Settle]:
         """What is missing between a page's rows, REST does not have either."""
@@ -414,7 +484,9 @@ class Backfill:
             return []
         return [self._give_up(symbol, ids, hole.first_id, first.trade_id - 1)]
 
-    def _looked(self, symbol: str, ids: Ids, full: bool, now_s: float) -> None:
+    def _looked(
+        self, symbol: str, ids: Ids, trades: Sequence[Trade], full: bool, now_s: float
+    ) -> None:
         """The tail was shown."""
         tail = self._tails.get(symbol)
         if tail is None:
@@ -423,6 +495,9 @@ class Backfill:
         tail.tries = 0
         if full:
             tail.due_s = now_s
+            if trades[-1].time_us < self._cutoff_us():
+                # It begins too long ago: the next trade of the stream makes a hole of it.
+                del self._tails[symbol]
             return
         tail.looks += 1
         if tail.looks < len(TAIL_WAITS_S):

@@ -185,27 +185,30 @@ class Errands:
 
     def _has_name(self, symbol: str) -> bool:
         """Whether it is known how REST requests name *symbol*, looked up if the file is new."""
-        if symbol not in self._names:
-            with contextlib.suppress(OSError):
-                changed_ns = self._names_path.stat().st_mtime_ns
-                if changed_ns != self._names_ns:
-                    self._names_ns = changed_ns
-                    self._names.update(metadata.rest_names(self._names_path))
+        with contextlib.suppress(OSError):
+            changed_ns = self._names_path.stat().st_mtime_ns
+            if changed_ns != self._names_ns:
+                self._names_ns = changed_ns
+                self._names.update(metadata.rest_names(self._names_path))
         return symbol in self._names
 
     # --- Pages.
 
     def _serve(self, wish: PageRequest) -> None:
         """Fetches and delivers a page; the first request's weight is reserved already."""
-        rows = max(1, min(wish.rows, self._exchange.limits.page_rows))
+        most = rows = max(1, min(wish.rows, self._exchange.limits.page_rows))
+        # The page of a hole is recognised by the known trade behind it: where it begins at an id,
+        # a smaller one must keep its end.
+        keeps_end = self._exchange.pages_by_id and not wish.tail
         while True:
-            # What was asked in the end: whoever reads the page counts its rows.
-            asked = wish._replace(rows=rows)
+            # Whoever reads the page finds its request by the first id, and counts its rows.
+            told = wish._replace(rows=rows)
+            first_id = wish.first_id + (most - rows if keeps_end else 0)
             try:
-                payload = self._fetched(asked)
+                payload = self._fetched(told, told._replace(first_id=first_id))
             except TooLarge as error:
                 if rows <= LEAST_ROWS:
-                    self._refuse(asked, f"even {rows} rows are too large: {error}")
+                    self._refuse(told, f"even {rows} rows are too large: {error}")
                     return
                 rows = max(LEAST_ROWS, rows // 2)
             else:
@@ -223,13 +226,16 @@ class Errands:
                 return False
         return True
 
-    def _fetched(self, wish: PageRequest) -> bytes | None:
+    def _fetched(self, wish: PageRequest, asked: PageRequest) -> bytes | None:
         """The payload of a page record; None if there is none, which is told then.
 
+        :param wish: what stands in the record, or in the event.
+        :param asked: what the exchange is asked.
         :raises TooLarge: it does not fit.
         """
         room_bytes = self._max_page_bytes - len(messages.page(wish, b""))
-        path = self._exchange.page_path(wish, self._names[wish.symbol])
+        rest_name = self._names[wish.symbol]
+        path = self._exchange.page_path(asked, rest_name)
         try:
             answer = self._client.get(path, min(MAX_PAGE_BYTES, room_bytes))
         except TooLarge:
@@ -247,15 +253,18 @@ class Errands:
         if used is not None:
             self._pace.told(used)
         refusal = self._exchange.refusal(answer.body)
-        if refusal is None:
-            self._works()
-            self._refused.discard(wish.symbol)
-            return messages.page(wish, answer.body)
-        if refusal.limited:
+        if refusal is not None and refusal.limited:
             self._back_off(_LIMITED, wish, refusal.reason, 0.0)
-        else:
+            return None
+        if refusal is not None:
             self._refuse(wish, refusal.reason)
-        return None
+            return None
+        self._works()
+        if not self._exchange.is_page_of(answer.body, rest_name):
+            self._refuse(wish, f"the answer is not a page of {rest_name}, which was asked for")
+            return None
+        self._refused.discard(wish.symbol)
+        return messages.page(wish, answer.body)
 
     # --- Failures.
 
@@ -264,7 +273,7 @@ class Errands:
         if wish.symbol not in self._refused:
             self._refused.add(wish.symbol)
             self._log.warning("no page of past trades", symbol=wish.symbol, reason=reason)
-        self._fail(wish, reason)
+        self._fail(wish, reason, passing=False)
 
     def _back_off(
         self, trouble: _Trouble, wish: PageRequest, reason: str, retry_after_s: float
@@ -284,16 +293,21 @@ class Errands:
                 reason=reason,
                 retry_in_s=hold_s,
             )
-        self._fail(wish, reason)
+        self._fail(wish, reason, passing=True)
 
     def _works(self) -> None:
         if self._trouble is not None:
             self._trouble = None
             self._log.info("pages of past trades are fetched again")
 
-    def _fail(self, wish: PageRequest, reason: str) -> None:
+    def _fail(self, wish: PageRequest, reason: str, *, passing: bool) -> None:
         self._count_failed()
-        fields = {"symbol": wish.symbol, "first_id": wish.first_id}
         self._tell(
-            messages.event(messages.PAGE_FAILED, **fields, reason=reason[:_MAX_REASON_CHARS])
+            messages.event(
+                messages.PAGE_FAILED,
+                symbol=wish.symbol,
+                first_id=wish.first_id,
+                reason=reason[:_MAX_REASON_CHARS],
+                passing=passing,
+            )
         )

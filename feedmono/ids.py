@@ -8,11 +8,11 @@ Nothing here does I/O or knows a clock.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from decimal import Decimal, InvalidOperation
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zlib import crc32
 
 from feedmono.trade import BACKFILL, MAX_TRADE_ID, STREAM, Trade
@@ -25,9 +25,12 @@ NEAR = 1000
 """How far below the first id a late trade may be and still extend the range downwards."""
 MAX_ISLANDS = 100
 """How many ids far from the range a symbol may have."""
+MAX_ANEW = 100
+"""How many trades that may be of a new epoch, or are of the old one, are remembered."""
 MAX_HOLES = 10_000
-"""How many holes a symbol may have. With one more, the oldest is *folded*: only its size is
-remembered, and a trade that comes to fill it after all is taken for a repeat."""
+"""How many holes a symbol may have. With one more, the oldest that is settled is *folded* (the
+oldest of all if none is): only its size is remembered, and a trade that comes to fill it after
+all is taken for a repeat."""
 
 
 class State(IntEnum):
@@ -63,6 +66,16 @@ def mark_of(trade: Trade) -> int:
 def edge_of(trade: Trade) -> Edge:
     """*trade* as the neighbour of a hole."""
     return Edge(trade.trade_id, trade.time_us, mark_of(trade))
+
+
+def _as_edge(trade: Trade | Edge) -> Edge:
+    return trade if isinstance(trade, Edge) else edge_of(trade)
+
+
+def _follows(trade: Trade | Edge, first: Trade | Edge) -> bool:
+    """Whether it can be of the epoch that another begins: it may be a little older."""
+    near = 0 < trade.trade_id - first.trade_id <= FAR
+    return near and trade.time_us > first.time_us - EPOCH_US
 
 
 def _plain(text: str) -> str:
@@ -185,16 +198,18 @@ class Ids:
     do not touch each other unless they differ, and lie between the two.
 
     An id is new if it is above the last or in a hole; but a snapshot's or a page's below the first
-    is not: what was before the beginning is not asked for. Two trades in a row whose ids are not
-    new, with times at least `EPOCH_US` newer than everything known, begin a new epoch (a
-    relisting, a test exchange started again); one alone, with the range going on behind it, is
-    garbage.
+    is not: what was before the beginning is not asked for. Two trades whose ids are not new, with
+    times at least `EPOCH_US` newer than everything known, begin a new epoch (a relisting, a test
+    exchange started again), in whatever order they come; one alone, with the range going on
+    behind it, is garbage.
     """
 
     __slots__ = (
-        "_anew",
-        "_anew_last_id",
         "_candidate",
+        "_open_until",
+        "_strays",
+        "anew",
+        "anew_last_id",
         "backfilled",
         "changes",
         "ended",
@@ -251,10 +266,14 @@ class Ids:
         self.folded_until = first.trade_id
         """Below this id folded holes may be."""
         self._candidate: Trade | None = None
-        self._anew: Trade | None = None
-        """The last trade that looked like the first of a new epoch."""
-        self._anew_last_id = -1
+        self.anew: dict[int, Edge] = {}
+        """Trades that looked like the first of a new epoch, by id, in the order of their coming."""
+        self.anew_last_id = -1
         """The last id then. Once it has moved, the range goes on and no epoch has begun."""
+        self._open_until = 0
+        """No hole that begins below this id is settled."""
+        self._strays: dict[int, int] = {}
+        """Times, by id, of trades that were handed on and are not of this epoch."""
         self.changes: dict[int, Hole | None] | None = {}
         """Holes that were opened or changed, by their first id, and those that are gone (None),
         since the caller emptied it; None: everything changed."""
@@ -262,8 +281,7 @@ class Ids:
     @property
     def last_edge(self) -> Edge:
         """The trade with the last id, as a neighbour."""
-        last = self.last
-        return last if isinstance(last, Edge) else edge_of(last)
+        return _as_edge(self.last)
 
     def missing(self, state: State = State.OPEN) -> int:
         """How many ids the holes of that state have."""
@@ -308,17 +326,21 @@ class Ids:
         :param sequence: the ring sequence of its frame.
         """
         trade_id = trade.trade_id
+        if self._is_of_the_old(trade, origin):
+            if origin != STREAM or self._strays.get(trade_id) == trade.time_us:
+                return Outcome.REPEATED
+            return self._stray(trade)
         if trade_id > self.last_id:
             outcome = self._add_above(trade, cause, now_us, max_trades)
             if outcome is Outcome.NEXT or outcome is Outcome.JUMPED:
                 self.sequence = sequence
             return outcome
         newer = origin != BACKFILL and trade.time_us >= self.newest_us + EPOCH_US
-        if newer and (anew := self._confirmed_by(trade)) is not None:
-            self.ended.append(Epoch.of(self))
-            self.begin(anew, self.epoch + 1)
-            self.changes = None
-            self._advance(trade, cause, now_us, max_trades)
+        if newer and self._is_anew(trade_id, trade.time_us):
+            # Changes nothing: the ledger is not told of repeats.
+            return Outcome.REPEATED
+        if newer and (begun := self._confirmed_by(trade)):
+            self._begin_anew(begun, cause, now_us, max_trades)
             self.sequence = sequence
             return Outcome.EPOCH
         hole = self.hole_of(trade_id)
@@ -343,32 +365,70 @@ class Ids:
             self._found(hole.size - len(landed))
             self._insert(0, hole)
             self._cut_out_landed(landed)
+            self._tidy(trade_id, below)
         return Outcome.NEXT
 
-    def _confirmed_by(self, trade: Trade) -> Trade | None:
-        """The first trade of the epoch that, as this one shows, has begun. Ids of the new epoch
-        may run into holes of the old one: this one may be missing there."""
-        anew = self._anew
-        if anew is None or self._anew_last_id != self.last_id:
-            return None
-        # Those of one epoch are little older than its first.
-        fits = 0 < trade.trade_id - anew.trade_id <= FAR and trade.time_us > anew.time_us - EPOCH_US
-        return anew if fits else None
+    def _is_of_the_old(self, trade: Trade, origin: int) -> bool:
+        """Whether it is of the epoch before, or was no trade of this one when that began, and
+        would change what is known. A page fills what was asked for, whatever its times."""
+        trade_id = trade.trade_id
+        if trade_id <= self.last_id and (
+            origin == BACKFILL or (trade_id >= self.first_id and self.hole_of(trade_id) is None)
+        ):
+            return False
+        old = self.epoch > 0 and trade.time_us <= self.epoch_us - EPOCH_US
+        return old or self._strays.get(trade_id) == trade.time_us
+
+    def _stray(self, trade: Trade | Edge) -> Outcome:
+        """It is handed on, and none of this epoch."""
+        self._strays[trade.trade_id] = trade.time_us
+        _bound(self._strays)
+        return Outcome.FAR
+
+    def _confirmed_by(self, trade: Trade) -> list[Trade | Edge]:
+        """The trades of the epoch that, as this one shows, has begun, in the order of their ids;
+        none if it shows that of none. Ids of the new epoch may run into holes of the old one:
+        this one may be missing there."""
+        if self.anew_last_id != self.last_id:
+            return []
+        begun: list[Trade | Edge] = [trade]
+        for trade_id in sorted(self.anew):
+            if _follows(self.anew[trade_id], begun[-1]):
+                begun.append(self.anew[trade_id])
+        for trade_id in sorted(self.anew, reverse=True):
+            if _follows(begun[0], self.anew[trade_id]):
+                begun.insert(0, self.anew[trade_id])
+        return begun if len(begun) > 1 else []
+
+    def _begin_anew(
+        self, begun: list[Trade | Edge], cause: str, now_us: int, max_trades: int
+    ) -> None:
+        """Ends the epoch: these are the first trades of the next one."""
+        self.ended.append(Epoch.of(self))
+        ids = {trade.trade_id for trade in begun}
+        others = [edge for edge in self.anew.values() if edge.trade_id not in ids]
+        self.begin(begun[0], self.epoch + 1)
+        self.changes = None
+        for trade in begun[1:]:
+            self._advance(trade, cause, now_us, max_trades)
+        for edge in others:
+            self._stray(edge)
 
     def _add_newer(self, trade: Trade) -> Outcome:
-        """Takes an old id with a new time for the first one of an epoch, to be confirmed."""
-        if self._is_anew(trade.trade_id, trade.time_us):
-            # Changes nothing: the ledger is not told of repeats.
-            return Outcome.REPEATED
-        self._anew = trade
-        self._anew_last_id = self.last_id
+        """Takes an old id with a new time for one of a new epoch, to be confirmed."""
+        if self.anew_last_id != self.last_id:
+            self.anew = {}
+            self.anew_last_id = self.last_id
+        self.anew.pop(trade.trade_id, None)
+        self.anew[trade.trade_id] = edge_of(trade)
+        _bound(self.anew)
         if trade.trade_id < self.first_id:
             self._strand(trade.trade_id)
         return Outcome.FAR
 
     def _is_anew(self, trade_id: int, time_us: int) -> bool:
-        anew = self._anew
-        return anew is not None and (trade_id, time_us) == (anew.trade_id, anew.time_us)
+        edge = self.anew.get(trade_id)
+        return edge is not None and edge.time_us == time_us
 
     def _add_above(self, trade: Trade, cause: str, now_us: int, max_trades: int) -> Outcome:
         trade_id = trade.trade_id
@@ -387,12 +447,12 @@ class Ids:
         jumped |= self._advance(trade, cause, now_us, max_trades)
         return Outcome.JUMPED if jumped else Outcome.NEXT
 
-    def _advance(self, trade: Trade, cause: str, now_us: int, max_trades: int) -> bool:
+    def _advance(self, trade: Trade | Edge, cause: str, now_us: int, max_trades: int) -> bool:
         """Makes it the last one; whether that left a hole."""
         first, last = self.last_id + 1, trade.trade_id - 1
         jumped = False
         if first <= last:
-            hole = Hole(first, last, cause, now_us, self.last_edge, edge_of(trade))
+            hole = Hole(first, last, cause, now_us, self.last_edge, _as_edge(trade))
             self.islands.pop(trade.trade_id, None)
             landed = self._landed(first, last)
             self._found(hole.size - len(landed))
@@ -409,6 +469,7 @@ class Ids:
             else:
                 self._insert(len(self.holes), hole)
             self._cut_out_landed(landed)
+            self._tidy(first, last)
         self.last_id = trade.trade_id
         self.last = trade
         self.newest_us = max(self.newest_us, trade.time_us)
@@ -438,7 +499,6 @@ class Ids:
         for island in landed:
             if (hole := self.hole_of(island)) is not None:
                 self._cut_out(hole, island, None)
-        self._fold()
 
     def _fill(self, hole: Hole, trade: Trade, origin: int) -> None:
         self.fills.append(Fill(trade.trade_id, hole, origin))
@@ -472,8 +532,11 @@ class Ids:
         """
         if self._is_anew(trade_id, time_us):
             # In the range that id is an older trade's, which was delivered.
-            self._anew = None
+            del self.anew[trade_id]
             self.islands.pop(trade_id, None)
+            return
+        if self._strays.get(trade_id) == time_us:
+            del self._strays[trade_id]
             return
         if trade_id in self.islands:
             del self.islands[trade_id]
@@ -483,7 +546,7 @@ class Ids:
             hole = Hole(trade_id, trade_id, cause, now_us, before)
             self._found(1)
             self._insert(self._place(trade_id) + 1, hole)
-            self._fold()
+            self._tidy(trade_id, trade_id)
 
     # --- settling
 
@@ -504,7 +567,7 @@ class Ids:
                 piece.state = State.ABSENT
                 absent += piece.size
             self._note(piece)
-        self._fold()
+        self._tidy(first_id, last_id)
         return absent
 
     def give_up(self, first_id: int, last_id: int) -> int:
@@ -516,13 +579,15 @@ class Ids:
                 piece.state = State.BEYOND
                 given_up += piece.size
                 self._note(piece)
-        self._fold()
+        self._tidy(first_id, last_id)
         return given_up
 
-    def tried(self, hole: Hole) -> None:
-        """It was asked for in vain once more."""
-        hole.tries += 1
-        self._note(hole)
+    def tried(self, first_id: int, last_id: int, tries: int) -> None:
+        """What is open of these was asked for in vain so often by now."""
+        for hole in self.holes_within(first_id, last_id):
+            if hole.state is State.OPEN:
+                hole.tries = tries
+                self._note(hole)
 
     # --- the list of holes
 
@@ -559,14 +624,39 @@ class Ids:
         self.holes.insert(at, hole)
         self._note(hole)
 
+    def _tidy(self, first_id: int, last_id: int) -> None:
+        """Makes one of holes that touch each other and mean the same, around these ids."""
+        at = max(1, self._place(first_id))
+        while at < len(self.holes) and self.holes[at].first_id <= last_id + 1:
+            left, right = self.holes[at - 1], self.holes[at]
+            if left.last_id + 1 != right.first_id or not _same(left, right):
+                at += 1
+                continue
+            joined = left.part(left.first_id, left.last_id)
+            joined.last_id, joined.after = right.last_id, right.after
+            joined.opened_us = min(left.opened_us, right.opened_us)
+            joined.tries = max(left.tries, right.tries)
+            joined.due_s = max(left.due_s, right.due_s)
+            self._gone(right)
+            self.holes[at - 1 : at + 1] = [joined]
+            self._note(joined)
+        self._fold()
+
     def _fold(self) -> None:
         while len(self.holes) > MAX_HOLES:
-            hole = self.holes.pop(0)
+            at = bisect_left(self.holes, self._open_until, key=_first_id)
+            while at < len(self.holes) and self.holes[at].state is State.OPEN:
+                at += 1
+            settled = at < len(self.holes)
+            self._open_until = self.holes[at].first_id if settled else self.last_id + 1
+            hole = self.holes.pop(at if settled else 0)
             self._gone(hole)
             self.folded += hole.size
             self.folded_until = max(self.folded_until, hole.last_id + 1)
 
     def _note(self, hole: Hole) -> None:
+        if hole.state is not State.OPEN:
+            self._open_until = min(self._open_until, hole.first_id)
         if self.changes is not None:
             self.changes[hole.first_id] = hole
 
@@ -580,6 +670,8 @@ class Ids:
         for name in self.__slots__:
             setattr(other, name, getattr(self, name))
         other.islands = dict(self.islands)
+        other.anew = dict(self.anew)
+        other._strays = dict(self._strays)
         other.changes = {}
         other.fills = []
         other.ended = []
@@ -593,3 +685,16 @@ def _first_id(hole: Hole) -> int:
 
 def _copy(hole: Hole) -> Hole:
     return hole.part(hole.first_id, hole.last_id)
+
+
+def _same(left: Hole, right: Hole) -> bool:
+    """Whether they mean the same: an open one, that all of it was proved as often and since."""
+    if left.state is not right.state:
+        return False
+    one, other = ((h.cause, h.proofs, h.proved_us) for h in (left, right))
+    return one == other or left.state is not State.OPEN
+
+
+def _bound(remembered: dict[int, Any]) -> None:
+    if len(remembered) > MAX_ANEW:
+        del remembered[next(iter(remembered))]

@@ -41,8 +41,8 @@ CREATE TABLE rings (first_sequence INTEGER PRIMARY KEY, position INTEGER NOT NUL
 CREATE TABLE symbols (
     symbol TEXT PRIMARY KEY, epoch INTEGER, epoch_us INTEGER, first_id INTEGER, last_id INTEGER,
     last_us INTEGER, last_mark INTEGER, newest_us INTEGER, sequence INTEGER, folded INTEGER,
-    folded_until INTEGER, islands TEXT, backfilled INTEGER, late INTEGER, found INTEGER,
-    found_trades INTEGER
+    folded_until INTEGER, islands TEXT, anew TEXT, anew_last_id INTEGER, backfilled INTEGER,
+    late INTEGER, found INTEGER, found_trades INTEGER
 ) WITHOUT ROWID;
 CREATE TABLE holes (
     symbol TEXT, first_id INTEGER, last_id INTEGER, state INTEGER, cause TEXT, opened_us INTEGER,
@@ -60,7 +60,7 @@ CREATE TABLE epochs (
 );
 """
 _TABLES = {statement.strip() for statement in _SCHEMA.split(";")} - {""}
-_SYMBOL = "INSERT OR REPLACE INTO symbols VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+_SYMBOL = "INSERT OR REPLACE INTO symbols VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 _HOLE = "INSERT OR REPLACE INTO holes VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 _FILL = "INSERT INTO fills VALUES (?,?,?,?,?,?,?)"
 _TRIM = (
@@ -99,6 +99,30 @@ class Content(NamedTuple):
     """When it was written last, Unix time in microseconds; 0: never."""
 
 
+class _File(NamedTuple):
+    """What tells whether a file is still the same."""
+
+    number: tuple[int, int] | None
+    """Of its device and its own; None: there is none."""
+    size: int
+    changed_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> _File:
+        try:
+            there = path.stat()
+        except OSError:
+            return cls(None, 0, 0)
+        return cls((there.st_dev, there.st_ino), there.st_size, there.st_mtime_ns)
+
+
+class _Files(NamedTuple):
+    """Those of a ledger."""
+
+    ledger: _File
+    wal: _File
+
+
 class Ledger:
     """The open ledger of one exchange. Used by one thread."""
 
@@ -110,6 +134,9 @@ class Ledger:
         self._path = path
         self._log = log
         self._connection, content = _open(path, log)
+        self._files: _Files | None = self._look_at_files()
+        """As this one left them; None: they are to be written anew."""
+        self._committed_us = content.committed_us
         self.symbols = dict(content.symbols)
         """What is delivered, by symbol: committed, and what `deliver` and its kin have added."""
         self.sequence = content.sequence
@@ -151,7 +178,12 @@ class Ledger:
             ids = symbols.get(symbol)
             dirty.add(symbol)
             # Nearly every trade has the next id.
-            if ids is not None and trade.trade_id == ids.last_id + 1 and not ids.islands:
+            if (
+                ids is not None
+                and trade.trade_id == ids.last_id + 1
+                and trade.time_us >= ids.epoch_us
+                and not ids.islands
+            ):
                 ids.last_id += 1
                 ids.last = trade
                 ids.sequence = sequence
@@ -178,6 +210,12 @@ class Ledger:
             ids.prove(first_id, last_id, now_us, confirm_after_us)
             self._dirty.add(symbol)
 
+    def tried(self, symbol: str, first_id: int, last_id: int, tries: int) -> None:
+        """As `Ids.tried`."""
+        if (ids := self.symbols.get(symbol)) is not None:
+            ids.tried(first_id, last_id, tries)
+            self._dirty.add(symbol)
+
     def give_up(self, symbol: str, first_id: int, last_id: int) -> None:
         """As `Ids.give_up`."""
         if (ids := self.symbols.get(symbol)) is not None:
@@ -191,18 +229,23 @@ class Ledger:
 
         :param ring: the first sequence of the ring that *position* belongs to; -1 for none (the
             rest of a damaged one).
+        A file that was removed or damaged meanwhile is written anew from memory; only its history
+        is gone then.
+
         :returns: the symbols that changed.
         :raises LedgerError: nothing of it was written; calling again tries all of it again.
         """
         now_us = time.time_ns() // 1000
-        connection = self._connection
         sequence = max(self.sequence, sequence)
+        if self._files is None or self._look_at_files() != self._files:
+            self._check_files()
+        connection = self._connection
         try:
             connection.execute("BEGIN IMMEDIATE")
             for symbol in self._dirty:
                 self._write(symbol, self.symbols[symbol], now_us)
-            if ring >= 0:
-                connection.execute("INSERT OR REPLACE INTO rings VALUES (?, ?)", (ring, position))
+            rings = {**self._rings, ring: position} if ring >= 0 else self._rings
+            connection.executemany("INSERT OR REPLACE INTO rings VALUES (?, ?)", rings.items())
             values = {"sequence": sequence, "mark": json.dumps(mark), "committed_us": now_us}
             connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
             if self._inserted >= _TRIM_EVERY:
@@ -211,6 +254,8 @@ class Ledger:
         except (sqlite3.Error, OSError) as error:
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
+            if type(error) is sqlite3.DatabaseError:
+                self._write_anew(str(error))
             raise LedgerError(f"{self._path} can't be written: {error}") from error
         changed, self._dirty = self._dirty, set()
         for symbol in changed:
@@ -220,11 +265,66 @@ class Ledger:
             ids.ended.clear()
         if self._inserted >= _TRIM_EVERY:
             self._inserted = 0
-        if ring >= 0:
-            self._rings[ring] = position
+        self._files = self._look_at_files()
+        self._committed_us = now_us
+        self._rings = rings
         self.sequence = sequence
         self.mark = mark
         return changed
+
+    def _look_at_files(self) -> _Files:
+        wal = self._path.with_name(f"{self._path.name}-wal")
+        return _Files(_File.of(self._path), _File.of(wal)._replace(changed_ns=0))
+
+    def _check_files(self) -> None:
+        """Somebody else has changed the files: writes them anew unless they are as good as before.
+
+        :raises LedgerError: they can't be made anew.
+        """
+        before, now = self._files, self._look_at_files()
+        if before is None:
+            self._write_anew("it could not be before")
+        elif [file.number for file in now] != [file.number for file in before]:
+            self._write_anew("it was removed or replaced")
+        elif now.ledger.size < before.ledger.size:
+            # Who opened an empty one would remove its log of writes.
+            self._write_anew("it was cut short")
+        elif not self._is_whole():
+            self._write_anew("it was overwritten")
+        else:
+            # What of it is still in the log of writes may be no more in the file itself.
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute("PRAGMA wal_checkpoint")
+
+    def _is_whole(self) -> bool:
+        """Whether others read the last commit from the files."""
+        try:
+            with contextlib.closing(_look(self._path)) as connection:
+                connection.isolation_level = None
+                _check(connection)
+                return bool(_version(connection)) and (
+                    _load(connection).committed_us == self._committed_us
+                )
+        except (sqlite3.Error, OSError, ValueError, TypeError):
+            return False
+
+    def _write_anew(self, reason: str) -> None:
+        """Makes a new file, into which the next commit writes everything.
+
+        :raises LedgerError: it can't be made.
+        """
+        with contextlib.suppress(sqlite3.Error):
+            self._connection.close()
+        self._files = None
+        self._dirty = set(self.symbols)
+        for ids in self.symbols.values():
+            ids.changes = None
+        if self._look_at_files().ledger.number is not None:
+            _set_aside(self._path)
+        self._connection, _ = _open(self._path, self._log)
+        self._files = self._look_at_files()
+        self._committed_us = 0
+        self._log.error("the ledger is written anew", path=str(self._path), reason=reason)
 
     def _write(self, symbol: str, ids: Ids, now_us: int) -> None:
         execute = self._connection.execute
@@ -244,6 +344,8 @@ class Ledger:
                 ids.folded,
                 ids.folded_until,
                 json.dumps(list(ids.islands)),
+                json.dumps(list(ids.anew.values())),
+                ids.anew_last_id,
                 ids.backfilled,
                 ids.late,
                 ids.found,
@@ -357,7 +459,12 @@ def _connect(path: Path) -> tuple[sqlite3.Connection, Content]:
         connection.execute("PRAGMA synchronous = FULL")
         if not version:
             connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
-        return connection, _load(connection)
+        content = _load(connection)
+        # SQLite opens what it can't write as well, and tells so only at the first write.
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(f"PRAGMA user_version = {VERSION}")
+        connection.execute("ROLLBACK")
+        return connection, content
     except BaseException:
         connection.close()
         raise
@@ -455,7 +562,7 @@ def _check_order(symbol: str, ids: Ids) -> None:
 
 def _ids(row: Sequence[object]) -> Ids:
     _, epoch, epoch_us, first_id, last_id, last_us, last_mark, newest_us, sequence = row[:9]
-    folded, folded_until, islands, backfilled, late, found, found_trades = row[9:]
+    folded, folded_until, islands, anew, anew_last_id, backfilled, late, *found = row[9:]
     ids = Ids(Edge(_int(last_id), _int(last_us), _int(last_mark)), _int(epoch))
     ids.first_id = _int(first_id)
     ids.epoch_us = _int(epoch_us)
@@ -463,8 +570,11 @@ def _ids(row: Sequence[object]) -> Ids:
     ids.sequence = _int(sequence)
     ids.folded, ids.folded_until = _int(folded), _int(folded_until)
     ids.islands = dict.fromkeys(map(_int, json.loads(str(islands))))
+    edges = (Edge(*map(_int, edge)) for edge in json.loads(str(anew)))
+    ids.anew = {edge.trade_id: edge for edge in edges}
+    ids.anew_last_id = _int(anew_last_id)
     ids.backfilled, ids.late = _int(backfilled), _int(late)
-    ids.found, ids.found_trades = _int(found), _int(found_trades)
+    ids.found, ids.found_trades = map(_int, found)
     return ids
 
 

@@ -28,7 +28,8 @@ FULL: Final = "full"
 ROOM: Final = "room"
 """Fields ``connection``, ``seconds``: the ring has room again."""
 PAGE_FAILED: Final = "page failed"
-"""Fields ``symbol``, ``first_id``, ``reason``: a request brought no page."""
+"""Fields ``symbol``, ``first_id``, ``reason``: a request brought no page. ``passing``: whether
+all requests fail so for now (too many, a server in trouble, the network), or this one alone."""
 
 MAX_REQUEST_BYTES: Final = 2048
 

@@ -680,7 +680,8 @@ def prepare(path: Path, capacity_bytes: int, least_sequence: int = 0) -> Prepare
     it is damaged or of another layout, it is set aside as ``<name>.aside-<n>``, and nothing of it
     is lost: the serializer reads what is intact there first.
 
-    :raises RingError: there is no room or no right for it.
+    :raises RingError: there is no room or no right for it; what was there is untouched then, but
+        for an empty ring.
     """
     wanted = (capacity_bytes + 4095) & -4096
     first_sequence = max(time.time_ns() // 1000, least_sequence)
@@ -711,6 +712,13 @@ def prepare(path: Path, capacity_bytes: int, least_sequence: int = 0) -> Prepare
             while path.with_name(f"{path.name}.aside-{first_sequence}").exists():
                 first_sequence += 1
             set_aside = path.with_name(f"{path.name}.aside-{first_sequence}")
-            path.rename(set_aside)
-    create(path, capacity_bytes, first_sequence)
+    following = path.with_name(path.name + ".next")
+    following.unlink(missing_ok=True)
+    if set_aside is None:
+        create(path, capacity_bytes, first_sequence)
+        return Prepared(0, None, "")
+    # First the new one: where there is no room for two, the old one stays where it is.
+    create(following, capacity_bytes, first_sequence)
+    path.rename(set_aside)
+    following.rename(path)
     return Prepared(0, set_aside, reason)

@@ -42,8 +42,6 @@ class Seen:
         self.max_trades = max_trades
         self.cause = ""
         """Of the holes that the last frame has opened."""
-        self.newest_us = max((ids.newest_us for ids in symbols.values()), default=0)
-        """The exchange's time of the newest trade whose id was not simply the next."""
         self.counts_changed = False
         """Whether any of the next four did; the caller resets all five."""
         self.found = 0
@@ -54,6 +52,8 @@ class Seen:
         """How many missing trades came by REST."""
         self.late = 0
         """How many missing trades came late on the stream."""
+        self.folded: list[str] = []
+        """Symbols with too many holes, some of which were forgotten; the caller takes them out."""
         self._events: deque[tuple[int, str]] = deque(maxlen=_MAX_EVENTS)
         self._begun = sequence
 
@@ -70,7 +70,12 @@ class Seen:
         if len(trades) == 1:
             trade = trades[0]
             ids = self.symbols.get(trade.symbol)
-            if ids is not None and trade.trade_id == ids.last_id + 1 and not ids.islands:
+            if (
+                ids is not None
+                and trade.trade_id == ids.last_id + 1
+                and trade.time_us >= ids.epoch_us
+                and not ids.islands
+            ):
                 ids.last_id += 1
                 ids.last = trade
                 ids.sequence = sequence
@@ -94,10 +99,9 @@ class Seen:
         if ids is None:
             self.symbols[symbol] = ids = Ids(trade)
             ids.sequence = sequence
-            self.newest_us = max(self.newest_us, trade.time_us)
             return True
         cause = self._cause(ids.sequence)
-        found, found_trades = ids.found, ids.found_trades
+        found, found_trades, folded = ids.found, ids.found_trades, ids.folded
         outcome = ids.add(trade, origin, cause, now_us, self.max_trades, sequence)
         if outcome is Outcome.REPEATED:
             return False
@@ -108,7 +112,6 @@ class Seen:
         elif outcome is Outcome.FILLED:
             self.late += 1
             self.counts_changed = True
-        self.newest_us = max(self.newest_us, trade.time_us)
         if outcome is Outcome.EPOCH:
             self.begun_anew.append(symbol)
         elif outcome is Outcome.FAR:
@@ -120,6 +123,8 @@ class Seen:
             self.found += ids.found - found
             self.found_trades += ids.found_trades - found_trades
             self.counts_changed = True
+        if ids.folded > folded:
+            self.folded.append(symbol)
         ids.changes = {}
         ids.fills.clear()
         ids.ended.clear()
@@ -127,10 +132,12 @@ class Seen:
 
     def _cause(self, sequence: int) -> str:
         """What happened first after the record with that sequence."""
-        for at, cause in self._events:
-            if at > sequence:
-                return cause
-        return EXCHANGE if sequence > self._begun else RESTART
+        first = ""
+        for at, cause in reversed(self._events):
+            if at <= sequence:
+                break
+            first = cause
+        return first or (EXCHANGE if sequence > self._begun else RESTART)
 
     def miss(self, trade: Trade, cause: str, now_us: int) -> None:
         """Its delivery has failed for good: it is missing again."""

@@ -4,7 +4,8 @@ This is the middle of the program. `Serializer.step` is one round of it: what th
 acknowledged is written into the ledger and then frees the ring; what the ring holds is decoded,
 normalized and handed to the sink. At most ``window`` records are ahead of the oldest one that is
 not in the ledger: that is what a crash can double, since the successor starts at the ledger's
-position. `Normalizer` is what happens to one record, `feedmono.backfill` what is asked for by REST.
+position. `feedmono.normalizer` is what happens to one record, `feedmono.backfill` what is asked for
+by REST.
 """
 
 from __future__ import annotations
@@ -16,26 +17,25 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from feedmono import messages, ring, workers
-from feedmono.avro import TradeEncoder
-from feedmono.backfill import Backfill, Settle
+from feedmono.backfill import DEAD, Backfill, Settle
 from feedmono.config import Config
 from feedmono.counters import Counters, Field, Histogram
 from feedmono.coverage import News
 from feedmono.exchanges import load
-from feedmono.exchanges.base import Decoded, Exchange, PageRequest, Undecodable
+from feedmono.exchanges.base import PageRequest
 from feedmono.ledger import Ledger, LedgerError
-from feedmono.limiter import steady_time
 from feedmono.log import Log
 from feedmono.metadata import CanonicalSymbols
-from feedmono.ring_layout import BINARY, EVENT, FRAME, PAGE, Record
+from feedmono.normalizer import Normalizer, Taken
+from feedmono.ring_layout import Record
 from feedmono.seen import Seen
-from feedmono.sinks.base import DeadLetter, Entry, Frame, Sink, SinkFailed
-from feedmono.trade import BACKFILL, SNAPSHOT, STREAM, EncodedTrade, Trade
+from feedmono.sinks.base import Entry, Frame, Sink, SinkFailed
+from feedmono.trade import STREAM, Trade
 
 _BATCH_RECORDS = 1000
 _BATCH_BYTES = 1 << 20
@@ -45,238 +45,9 @@ _FIRST_RETRY_S = 0.25
 _RETRY_CAP_S = 10.0
 # A start takes a moment: what is not ready for so long is worth a word.
 _SILENT_S = 1.5
-_REASON_CHARS = 500
 # How long what the sink has acknowledged may wait for the ledger's transaction, 0.35 ms of work.
 COMMIT_S = 0.2
 _COMMIT_RETRY_S = 1.0
-
-DEAD = "dead"
-"""The cause of a hole whose trade could not be stored."""
-DAMAGE = "damage"
-"""The cause of a hole over a damaged part of the ring."""
-
-
-class Taken(NamedTuple):
-    """What became of a ring record."""
-
-    entry: Entry
-    """For the sink."""
-    trades: Sequence[Trade] = ()
-    """Those of `entry`, in its order; behind them those that could not be normalized."""
-    cause: str = ""
-    """Of the holes that they opened."""
-    settle: Sequence[Settle] = ()
-    """What else the ledger is to be told once the entry is acknowledged."""
-
-
-class Normalizer:
-    """Ring records → sink entries: decoding, dropping what was seen, encoding. No I/O."""
-
-    def __init__(
-        self,
-        exchange: Exchange,
-        canonical: CanonicalSymbols,
-        seen: Seen,
-        backfill: Backfill,
-        counters: Counters,
-        log: Log,
-    ) -> None:
-        self._exchange = exchange
-        self._canonical = canonical
-        self._counters = counters
-        self._log = log
-        self._encoder = TradeEncoder(exchange.name)
-        self._seen = seen
-        self._backfill = backfill
-        self._flaw = ""
-
-    def take(self, record: Record, end: int, now_ns: int) -> Taken:
-        """What is to be stored for *record*, acknowledged as *end*. Never fails: what can't be
-        decoded or normalized becomes a dead letter."""
-        frame = Frame(
-            record.payload, record.connection, record.sequence, record.received_ns, STREAM
-        )
-        if record.kind != FRAME or record.flags & BINARY:
-            return self._take_other(record, end, frame, now_ns)
-        try:
-            decoded = self._exchange.decode(record.payload)
-        except Undecodable as error:
-            return self._dead(end, frame, DeadLetter("decode", str(error)[:_REASON_CHARS]))
-        trades = self._admit(decoded.trades, decoded.origin, record.sequence, now_ns)
-        frame = frame._replace(origin=decoded.origin)
-        if decoded.origin == SNAPSHOT:
-            for trade in decoded.trades:
-                self._backfill.snapshot(trade.symbol, trade.trade_id)
-        elif trades:
-            latency_s = (record.received_ns // 1000 - trades[-1].time_us) / 1e6
-            self._counters.observe(Histogram.RECEIVE, latency_s, len(trades))
-        # A repeated frame brings no trade that was not stored with its bytes before.
-        symbol = decoded.trades[0].symbol if trades else None
-        return self._taken(end, frame, symbol, trades, decoded, now_ns)
-
-    def _admit(
-        self, trades: Sequence[Trade], origin: int, sequence: int, now_ns: int
-    ) -> Sequence[Trade]:
-        seen = self._seen
-        before = seen.dropped
-        seen.cause = ""
-        trades = seen.admit(trades, origin, sequence, now_ns // 1000)
-        if seen.dropped != before:
-            self._counters.add(Field.DUPLICATES, seen.dropped - before)
-        while seen.far:
-            symbol, trade_id = seen.far.pop()
-            self._log.warning(
-                "a trade does not fit the ids of its symbol: delivered, not counted on",
-                symbol=symbol,
-                trade_id=trade_id,
-            )
-        while seen.begun_anew:
-            self._log.warning("trade ids began anew", symbol=seen.begun_anew.pop())
-        return trades
-
-    def _taken(
-        self,
-        end: int,
-        frame: Frame,
-        symbol: str | None,
-        trades: Sequence[Trade],
-        decoded: Decoded,
-        now_ns: int,
-        settle: Sequence[Settle] = (),
-    ) -> Taken:
-        """The entry for admitted trades."""
-        problems = list(decoded.problems)
-        cause = self._seen.cause
-        encoded, failed = self._encode(trades, frame, now_ns // 1_000_000, problems)
-        dead = None
-        if problems:
-            stage = "decode" if decoded.problems else "normalize"
-            dead = DeadLetter(stage, "; ".join(problems)[:_REASON_CHARS])
-            self._counters.add(Field.DEAD_LETTERS)
-        if trades:
-            self._counters.add(Field.TRADES, len(encoded))
-            self._counters[Field.LAST_TRADE_NS] = frame.received_ns
-        if failed:
-            now_us = now_ns // 1000
-            for trade in failed:
-                self._seen.miss(trade, DEAD, now_us)
-            settle = (*settle, *(_missed(trade, now_us) for trade in failed))
-            trades = (*(t for t in trades if t not in failed), *failed)
-        return Taken(Entry(end, frame, symbol, encoded, dead), trades, cause, settle)
-
-    def _encode(
-        self, trades: Sequence[Trade], frame: Frame, now_ms: int, problems: list[str]
-    ) -> tuple[Sequence[EncodedTrade], Sequence[Trade]]:
-        """The trades' encodings, and those that have none."""
-        if not trades:
-            return (), ()
-        names = self._canonical.names
-        place = (frame.origin, frame.received_ns, frame.sequence, now_ms)
-        try:
-            return self._encoder.encode(trades, names, *place), ()
-        except (KeyError, ValueError):
-            self._canonical.refresh()
-        # One of them can't be normalized: the others go on.
-        encoded: list[EncodedTrade] = []
-        failed: list[Trade] = []
-        for trade in trades:
-            if trade.symbol not in names:
-                problems.append(
-                    f"no canonical symbol for {trade.symbol!r}: the exchange's metadata does not "
-                    f"list it; name it in exchanges.{self._exchange.name}.canonical_symbols"
-                )
-                failed.append(trade)
-                continue
-            try:
-                encoded += self._encoder.encode((trade,), names, *place)
-            except ValueError as error:
-                problems.append(str(error))
-                failed.append(trade)
-        return encoded, failed
-
-    def _take_other(self, record: Record, end: int, frame: Frame, now_ns: int) -> Taken:
-        if record.kind == EVENT:
-            self._happened(messages.read_event(record.payload), record.sequence)
-            return Taken(Entry(end, frame))
-        if record.kind == PAGE:
-            return self._take_page(record, end, frame, now_ns)
-        return self._dead(end, frame, DeadLetter("decode", "not a text message"))
-
-    def _happened(self, event: messages.Event, sequence: int) -> None:
-        """What the reader tells of its connections and of its errands."""
-        kind, symbol = event.get("event"), event.get("symbol")
-        if kind == messages.READER:
-            self._seen.happened("restart", sequence)
-            self._backfill.reader_started()
-        elif kind == messages.LOST:
-            self._seen.happened(f"disconnect: {event.get('reason')}"[:80], sequence)
-        elif kind == messages.FULL:
-            self._seen.happened("ring full", sequence)
-        elif kind == messages.SUBSCRIBED and isinstance(symbol, str):
-            self._backfill.subscribed(symbol)
-        elif kind == messages.PAGE_FAILED and isinstance(symbol, str):
-            first_id = event.get("first_id")
-            if isinstance(first_id, int):
-                self._backfill.failed(symbol, first_id)
-
-    def _take_page(self, record: Record, end: int, frame: Frame, now_ns: int) -> Taken:
-        """A REST answer: what of it is missing is handed on; a page that can't be what was
-        asked for becomes a dead letter."""
-        read = messages.read_page(record.payload)
-        if read is None:
-            return self._dead(end, frame, DeadLetter("decode", "a page without its request"))
-        wish, body = read
-        frame = frame._replace(payload=body, origin=BACKFILL)
-        decoded = Decoded(())
-        trades: Sequence[Trade] = ()
-        try:
-            decoded = self._exchange.decode_page(wish.symbol, body)
-            wanted = self._backfill.wanted(wish, decoded)
-            flaw = wanted.flaw
-            if wanted.trades:
-                trades = self._admit(wanted.trades, BACKFILL, record.sequence, now_ns)
-        except Undecodable as error:
-            flaw = str(error)
-        # Two looks are to be some time apart: a clock that is set between them does not count.
-        settle = self._backfill.take(
-            wish, decoded, flaw, len(trades), int(steady_time() * 1_000_000)
-        )
-        if not flaw:
-            self._flaw = ""
-            symbol = wish.symbol if trades else None
-            return self._taken(end, frame, symbol, trades, decoded, now_ns, settle)
-        self._counters.add(Field.PAGES_REFUSED)
-        if flaw != self._flaw:
-            self._flaw = flaw
-            self._log.warning("refused a page", symbol=wish.symbol, reason=flaw[:_REASON_CHARS])
-        return self._dead(end, frame, DeadLetter("page", flaw[:_REASON_CHARS], wish.symbol))
-
-    def damaged(self, damage: ring.Damage, end: int, sequence: int) -> Taken:
-        """What is to be stored for a part of the ring that could not be read, behind the record
-        with that sequence."""
-        self._log.error(
-            "ring damaged",
-            position=damage.position,
-            lost_bytes=damage.lost_bytes,
-            lost_records=damage.lost_records,
-        )
-        self._counters.add(Field.DAMAGED_RECORDS)
-        self._seen.happened(DAMAGE, sequence + 1)
-        frame = Frame(damage.payload, 0, -1, time.time_ns(), STREAM)
-        return self._dead(
-            end, frame, DeadLetter("ring", f"{damage.lost_bytes} B of the ring were damaged")
-        )
-
-    def _dead(self, end: int, frame: Frame, letter: DeadLetter) -> Taken:
-        self._counters.add(Field.DEAD_LETTERS)
-        return Taken(Entry(end, frame, dead=letter))
-
-
-def _missed(trade: Trade, now_us: int) -> Settle:
-    def tell(ledger: Ledger) -> None:
-        ledger.miss(trade.symbol, trade.trade_id, DEAD, now_us, trade.time_us)
-
-    return tell
 
 
 class Parts(NamedTuple):
@@ -359,14 +130,20 @@ class Serializer:
             self._hand_over()
         if not read and self._outstanding and self._ahead >= self._window:
             self._sink.flush()
-        self._ask()
+        # With a full window no answer could be read, and whatever is missing can wait.
+        if self._ahead < self._window:
+            self._ask(caught_up=not read and not self._offered)
+        if due := self._news.due(self._ledger.symbols):
+            self._sink.cover(due)
         self._publish()
         return read
 
     def wait_s(self) -> float:
         """How long the caller may wait for new records before the next step."""
         now_s = time.monotonic()
-        due_s = min(self._commit_due_s, self._backfill.next_s(), self._news.next_s())
+        due_s = min(self._commit_due_s, self._news.next_s())
+        if self._ahead < self._window:
+            due_s = min(due_s, self._backfill.next_s())
         return min(self._sink.wait_s(), max(0.0, due_s - now_s))
 
     @property
@@ -441,7 +218,8 @@ class Serializer:
                 tell(self._ledger)
             for index in self._refused.pop(entry.end, ()) if self._refused else ():
                 self._miss(admitted[index], now_us)
-        self._settle(entry.end)
+            if self._deferred:
+                self._settle(entry.end)
         self._counters.add(Field.DELIVERED_TRADES, trades)
         if not self._uncommitted:
             self._commit_due_s = min(self._commit_due_s, time.monotonic() + COMMIT_S)
@@ -458,9 +236,9 @@ class Serializer:
         self._ledger.miss(trade.symbol, trade.trade_id, DEAD, now_us, trade.time_us)
         self._seen.miss(trade, DEAD, now_us)
 
-    def _settle(self, end: int | None) -> None:
-        """Tells the ledger what had to wait for that position; None: for all that was read."""
-        while self._deferred and (end is None or self._deferred[0][0] <= end):
+    def _settle(self, end: int) -> None:
+        """Tells the ledger what had to wait for that position."""
+        while self._deferred and self._deferred[0][0] <= end:
             self._deferred.popleft()[1](self._ledger)
 
     def _commit_if_due(self, hurry: bool) -> None:
@@ -491,17 +269,15 @@ class Serializer:
         self._source.acknowledge(self._acknowledged)
         self._news.changed(changed, self._ledger.symbols)
 
-    def _ask(self) -> None:
-        """Asks for what is missing, and tells consumers what is not."""
-        for tell in self._backfill.tick():
+    def _ask(self, caught_up: bool) -> None:
+        """Asks for what is missing."""
+        for tell in self._backfill.tick(caught_up):
             newest = self._offered or self._outstanding
             if newest:
                 self._deferred.append((newest[-1].entry.end, tell))
             else:
                 tell(self._ledger)
                 self._commit_due_s = min(self._commit_due_s, time.monotonic() + COMMIT_S)
-        if due := self._news.due(self._ledger.symbols):
-            self._sink.cover(due)
 
     def finish(self) -> None:
         """Everything is in the ledger and nothing follows: a last word to consumers."""
@@ -611,7 +387,8 @@ class Process:
         ledger, config = self._ledger, self._config
         exchange = load(self._name)
         seen = Seen(ledger.copy(), config.backfill.max_trades, ledger.sequence)
-        backfill = Backfill(seen, exchange, config.backfill, self._request)
+        symbols = self._exchange_config.symbols
+        backfill = Backfill(seen, exchange, config.backfill, symbols, self._request)
         normalizer = Normalizer(exchange, canonical, seen, backfill, self._counters, self._log)
         news = News(config.coverage_interval_s)
         news.changed(ledger.symbols, ledger.symbols)
@@ -666,7 +443,8 @@ class Process:
                 if serializer.idle and not source.used_bytes:
                     serializer.finish()
                     return serializer.base
-                sink.flush()
+                if not serializer.trouble:
+                    sink.flush()
             if read >= _BUSY_RECORDS:
                 continue
             if self._wait(serializer.wait_s()) and linger_s:

@@ -6,7 +6,8 @@
 From the successor's first subscription to the old one's last frame both bring the same trades;
 who reads the ring drops what it has seen. So nothing is lost in between, and nobody waits. Where
 the old one ends too early it does not come back: the successor is all there is, and counts as a
-reconnect.
+reconnect. A successor that is refused symbols which the old one has does not replace it: both go
+on, another successor is tried now and then, and the last one is there when the old one ends.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from feedmono.log import Log
 
 MAINTENANCE_INTERVAL_S = 5.0
 """Between two replacements for the exchange's maintenance, as Kraken asks for it."""
+RENEW_FIRST_S = 60.0
+"""After how long a successor that lacks symbols is replaced by another; doubles with each one."""
+RENEW_CAP_S = 3600.0
 
 _MAX_NUMBER = 0xFFFF
 
@@ -118,6 +122,9 @@ class Slot:
         self._successor: _Place | None = None
         self._stopped = False
         self._maintained_s = -math.inf
+        # When another successor is to be tried, and how long the next one is waited for.
+        self._renew_at_s = math.inf
+        self._renew_s = RENEW_FIRST_S
         self._refused: dict[str, str] = {}
 
     def start(self) -> None:
@@ -197,13 +204,42 @@ class Slot:
                 return
             place.ready = True
             if place is self._successor:
-                old, self._current, self._successor = self._current, place, None
+                old = self._current
                 assert old is not None, "a successor has a predecessor"
+                if lacking := old.subscribed - place.subscribed:
+                    self._go_on_with_both(old, place, lacking)
+                    return
+                self._take_over()
                 old.connection.retire()
                 self._owner.count(Field.ROTATIONS)
                 self._log.info("replaced", connection=old.connection.number, successor=number)
                 self._owner.changed()
             self._succeed()
+
+    def _take_over(self) -> None:
+        """The successor is the current one."""
+        self._current, self._successor = self._successor, None
+        self._renew_at_s, self._renew_s = math.inf, RENEW_FIRST_S
+
+    def _go_on_with_both(self, old: _Place, successor: _Place, lacking: Set[str]) -> None:
+        """The old one is still needed."""
+        self._renew_at_s = self._clock() + self._renew_s
+        self._log.warning(
+            "not replaced: the successor lacks symbols",
+            connection=old.connection.number,
+            successor=successor.connection.number,
+            symbols=sorted(lacking),
+            retry_in_s=self._renew_s,
+        )
+        self._renew_s = min(2 * self._renew_s, RENEW_CAP_S)
+
+    def _renew(self) -> None:
+        """Tries another successor."""
+        self._renew_at_s = math.inf
+        if self._successor is not None and not self._stopped:
+            self._successor.connection.retire()
+            self._successor = self._place(0.0)
+            self._owner.changed()
 
     def reconnect(self, number: int, reason: str) -> None:
         with self._lock:
@@ -217,8 +253,9 @@ class Slot:
             self._owner.count(Field.RECONNECTS)
             if self._successor is not None:
                 # It does not come back: see `Connection.make_last`.
-                self._current, self._successor = self._successor, None
+                self._take_over()
                 self._owner.changed()
+                self._succeed()
 
     # --- What else a connection reports.
 
@@ -256,6 +293,9 @@ class Slot:
     def received(self, number: int, frames: int, size_bytes: int, data: bool) -> None:
         with self._lock:
             self._owner.count(Field.BYTES, size_bytes)
+            # Something always comes: it keeps the time.
+            if self._renew_at_s < math.inf and self._clock() >= self._renew_at_s:
+                self._renew()
 
     def unknown(self, number: int, reason: str) -> None:
         with self._lock:

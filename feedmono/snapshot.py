@@ -174,11 +174,6 @@ class Sampler:
             serializer_pid=known.serializer_pid,
         )
 
-    def open_ring(self) -> None:
-        """The ring was replaced: looks at the new one from now on."""
-        self._ring.close()
-        self._ring = Ring(self._shared.ring)
-
     def progress(self, role: str) -> int:
         """What moves while a worker of that role does its work: frames taken in by a ``reader``,
         bytes of the ring acknowledged by a ``serializer``."""

@@ -7,8 +7,10 @@ goes on from the rings they leave.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
+import re
 import select
 import signal
 import socket
@@ -19,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from feedmono import ledger, reader, ring, serializer, snapshot, statelock, workers
+from feedmono import ledger, reader, ring, ring_layout, serializer, snapshot, statelock, workers
 from feedmono import log as logs
 from feedmono.config import Config
 from feedmono.counters import Counters
@@ -61,6 +63,16 @@ class Worker:
         return f"{self.role} {self.exchange}"
 
 
+@dataclass(slots=True)
+class _Mending:
+    """A ring that is to be replaced; its workers wait for it."""
+
+    retry_s: float = _FIRST_RETRY_S
+    due_s: float = 0.0
+    trouble: str = ""
+    """Why the last attempt failed."""
+
+
 class Display:
     """Where the operator looks; this one shows nothing but the log."""
 
@@ -91,8 +103,10 @@ class Supervisor:
     _signals: list[int] = field(default_factory=list)
     _poll: select.poll = field(default_factory=select.poll)
     _signal_fd: int = -1
-    _locks: list[int] = field(default_factory=list)
-    """Descriptors that hold the locks on the rings, for the children to inherit."""
+    _guards: dict[str, int] = field(default_factory=dict)
+    """Exchange → the descriptor that holds the lock on its ring, for its workers to inherit."""
+    _mending: dict[str, _Mending] = field(default_factory=dict)
+    """By exchange, the rings that can't be used and are not replaced yet."""
     _started_s: float = 0.0
     _status_trouble: str = ""
 
@@ -139,7 +153,7 @@ class Supervisor:
             shared = workers.Shared.of(self.config, exchange.name)
             with statelock.guarded(shared.ring):
                 self._prepare_ring(exchange.name, shared)
-            self._locks.append(statelock.guard(shared.ring))
+            self._guards[exchange.name] = statelock.guard(shared.ring)
             Counters.create(shared.counters)
             for note in (shared.reader_note, shared.serializer_note):
                 note.unlink(missing_ok=True)
@@ -189,18 +203,26 @@ class Supervisor:
             now_s = time.monotonic()
             if end_s is not None and now_s >= end_s:
                 return
-            for worker in self._workers:
-                if worker.pid is None and worker.due_s <= now_s:
+            for exchange in [e for e, mending in self._mending.items() if mending.due_s <= now_s]:
+                self._mend_ring(exchange)
+            for worker in self._startable():
+                if worker.due_s <= now_s:
                     self._start(worker)
             if sample_s <= now_s:
                 sample_s = now_s + _SAMPLE_S
+                self._look_for_rings()
                 state = self._sample()
                 if summary_s <= now_s and not self.display.fds:
                     summary_s = now_s + _SUMMARY_S
                     summarize(state, self.log)
-            due = [w.due_s for w in self._workers if w.pid is None]
+            due = [worker.due_s for worker in self._startable()]
+            due += [mending.due_s for mending in self._mending.values()]
             self._wait(min([sample_s, *due] + ([end_s] if end_s is not None else [])))
             self._reap()
+
+    def _startable(self) -> list[Worker]:
+        """The workers that do not run, and have a ring to run on."""
+        return [w for w in self._workers if w.pid is None and w.exchange not in self._mending]
 
     def _wait(self, until_s: float) -> None:
         """Waits for a signal, for the display, or until then."""
@@ -244,6 +266,8 @@ class Supervisor:
             for w in ours.values()
             if w.pid is None and w.restarts
         ]
+        if exchange in self._mending:
+            down = [f"the ring can't be replaced: {self._mending[exchange].trouble}"]
         return snapshot.Workers(
             ours["reader"].pid,
             ours["serializer"].pid,
@@ -274,6 +298,11 @@ class Supervisor:
             for number in (signal.SIGTERM, signal.SIGCHLD):
                 signal.signal(number, signal.SIG_DFL)
             workers.settle(worker.name, parent_pid)
+            # What is inherited of rings would keep their memory when they are removed.
+            self._samplers.clear()
+            for exchange, fd in self._guards.items():
+                if exchange != worker.exchange:
+                    os.close(fd)
             logging = self.config.log
             logs.configure(
                 logging.level, logging.format, self.display.log_fd, bool(self.display.fds)
@@ -283,7 +312,7 @@ class Supervisor:
                 status = worker.main(
                     self.config, worker.exchange, worker.wake_fd, worker.request_fd, log
                 )
-            except ring.ForeignRingError as error:
+            except ring.RingError as error:
                 log.error("the ring can't be used", error=str(error))
                 status = workers.RING_UNUSABLE
             except Exception as error:
@@ -317,27 +346,85 @@ class Supervisor:
                 restart_in_s=worker.retry_s,
             )
             worker.retry_s = min(worker.retry_s * 2, _RETRY_CAP_S)
-            if os.WIFEXITED(status) and os.WEXITSTATUS(status) == workers.RING_UNUSABLE:
+            told = os.WIFEXITED(status) and os.WEXITSTATUS(status) == workers.RING_UNUSABLE
+            if told and not self._is_usable(worker.exchange):
                 self._mend_ring(worker.exchange)
 
+    # --- replace a ring
+
+    def _look_for_rings(self) -> None:
+        """Replaces the rings that were removed or renamed while they are in use: nobody finds
+        again what goes into them."""
+        for exchange in self._guards:
+            if exchange not in self._mending and not self._is_there(exchange):
+                path = workers.Shared.of(self.config, exchange).ring
+                self.log.error("the ring's file is gone", exchange=exchange, path=str(path))
+                self._mend_ring(exchange)
+
+    def _is_there(self, exchange: str) -> bool:
+        """Whether the ring's name leads to the file that is guarded, as far as can be told."""
+        path = workers.Shared.of(self.config, exchange).ring
+        try:
+            return os.path.samestat(path.stat(), os.fstat(self._guards[exchange]))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True
+
+    def _is_usable(self, exchange: str) -> bool:
+        """Whether a worker that could not use its ring may try again; one of them has ended."""
+        try:
+            ring.Ring(workers.Shared.of(self.config, exchange).ring).close()
+        except ring.RingError:
+            return False
+        return self._is_there(exchange)
+
     def _mend_ring(self, exchange: str) -> None:
-        """Replaces a ring that was damaged while it was in use; what is intact in it is read
-        first, as after a start."""
+        """Replaces a ring that was damaged or removed while it was in use; what is intact in a
+        damaged one is read first, as after a start. In vain: the watch tries again."""
+        # Whoever has the old one open still must not go on with it.
+        self._kill_workers(exchange)
+        mending = self._mending.setdefault(exchange, _Mending())
+        try:
+            self._replace_ring(exchange)
+        except (ring.RingError, statelock.LockHeldError, OSError) as error:
+            mending.due_s = time.monotonic() + mending.retry_s
+            mending.retry_s = min(mending.retry_s * 2, _RETRY_CAP_S)
+            # The room that is free changes all the time.
+            said, mending.trouble = mending.trouble, str(error)
+            if re.sub(r"\d+", "", said) != re.sub(r"\d+", "", mending.trouble):
+                self.log.error("the ring can't be replaced", exchange=exchange, error=str(error))
+            return
+        del self._mending[exchange]
+        self.log.info("ring replaced", exchange=exchange)
+
+    def _kill_workers(self, exchange: str) -> None:
         for worker in self._workers:
-            # Whoever has the damaged one open still must not go on with it.
             if worker.exchange == exchange and worker.pid is not None:
                 os.kill(worker.pid, signal.SIGKILL)
                 os.waitpid(worker.pid, 0)
                 worker.pid = None
                 worker.due_s = time.monotonic()
                 worker.restarts += 1
+
+    def _replace_ring(self, exchange: str) -> None:
+        """:raises RingError, LockHeldError, OSError: not now."""
         shared = workers.Shared.of(self.config, exchange)
-        try:
+        old = self._guards[exchange]
+        if not os.fstat(old).st_nlink:
+            # Nobody can open it any more; its header is all that the sampler looks at.
+            os.ftruncate(old, ring_layout.HEADER_BYTES)
+        shared.ring.parent.mkdir(parents=True, exist_ok=True)
+        ours = self._is_there(exchange)
+        with contextlib.nullcontext() if ours else statelock.guarded(shared.ring):
             self._prepare_ring(exchange, shared)
-            self._locks.append(statelock.guard(shared.ring))
-            self._samplers[exchange].open_ring()
-        except (ring.RingError, statelock.LockHeldError, OSError) as error:
-            self.log.error("the ring can't be replaced", exchange=exchange, error=str(error))
+        if not self._is_there(exchange):
+            self._guards[exchange] = statelock.guard(shared.ring)
+            os.close(old)
+        if not shared.counters.exists():
+            Counters.create(shared.counters)
+        sampler = snapshot.Sampler(self.config, self.config.exchanges[exchange])
+        self._samplers[exchange] = sampler
 
     # --- stop
 
@@ -375,7 +462,7 @@ class Supervisor:
     def _remove_empty(self, shared: workers.Shared) -> None:
         """Gives the ring's memory back; the ledger knows its last sequence."""
         try:
-            shared.ring.unlink()
+            shared.ring.unlink(missing_ok=True)
         except OSError as error:
             self.log.warning("the empty ring is kept", ring=str(shared.ring), error=str(error))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from feedmono.backfill import ANSWER_LIMIT_S, GRACE_S, MAX_OUTSTANDING, TAIL_WAITS_S, Backfill
+from feedmono.backfill import ANSWER_LIMIT_S, DEAD, GRACE_S, MAX_OUTSTANDING, TAIL_WAITS_S, Backfill
 from feedmono.config import BackfillConfig
 from feedmono.exchanges import load
 from feedmono.exchanges.base import Decoded, PageRequest
@@ -38,6 +38,7 @@ class Rig:
         self, exchange: str = "binance", max_trades: int = 100_000, max_age_s: float = 86400
     ) -> None:
         self.now_s = 1000.0
+        self.wall_us = T0_US + 3 * HOUR_US
         self.asked: list[PageRequest] = []
         self.deaf = False
         self.seen = Seen({}, max_trades)
@@ -46,9 +47,10 @@ class Rig:
             self.seen,
             load(exchange),
             config,
+            (),
             self._ask,
             lambda: self.now_s,
-            lambda: T0_US / 1e6 + HOUR_US * 3 / 1e6,
+            lambda: self.wall_us / 1e6,
         )
         self.told: list[Any] = []
 
@@ -215,7 +217,7 @@ def test_an_empty_page_and_a_failed_request_are_tried_again_with_growing_waits(r
     for wait_s in (2, 4, 8):
         assert rig.tick(wait_s - 0.1) == []
         assert rig.tick(0.2) == [wish]
-        rig.backfill.failed("X", wish.first_id)
+        rig.backfill.failed("X", wish.first_id, passing=False)
 
 
 def test_a_lost_request_is_asked_again(rig: Rig) -> None:
@@ -351,12 +353,118 @@ def test_a_page_for_a_symbol_of_which_nothing_is_known_is_refused(rig: Rig) -> N
     assert rig.page(wish, [by_rest(1, "NEW")]) == ([], "nothing is known of its symbol")
 
 
-def test_a_trade_whose_delivery_failed_is_asked_for_again(rig: Rig) -> None:
+def test_a_trade_whose_delivery_failed_is_asked_for_again_less_and_less_often(rig: Rig) -> None:
     rig.stream(1, 2, 3)
-    rig.seen.miss(trade(2), "dead", 0)
+    for wait_s in (60, 120, 240):
+        rig.seen.miss(trade(2), DEAD, 0)
+        assert rig.tick(wait_s - 1) == []
+        (wish,) = rig.tick(2)
+        assert (wish.first_id, wish.rows) == (1, 3)
+        assert rig.page(wish, [by_rest(i) for i in (1, 2, 3)]) == ([2], "")
+    rig.seen.miss(trade(2), DEAD, 0)
+    rig.wall_us += 48 * HOUR_US
+    rig.seen.admit((trade(4, time_us=T0_US + 48 * HOUR_US),), STREAM, 9, 0)
+    rig.seen.touched.add("X")
+    assert rig.tick(10_000) == []
+    assert rig.holes() == [(2, 2, State.BEYOND)], "some day it is too old"
+
+
+def test_a_failure_that_says_nothing_about_the_hole_does_not_make_it_wait_longer(rig: Rig) -> None:
+    rig.stream(1, 3)
+    for seconds in (0.5, 2, 2, 2, 2):
+        (wish,) = rig.tick(seconds)
+        rig.backfill.failed("X", wish.first_id, passing=True)
+    assert rig.seen.symbols["X"].holes[0].tries == 0
+
+
+def test_an_answer_that_may_lie_unread_in_the_ring_is_not_asked_for_again(rig: Rig) -> None:
+    rig.stream(1, 3)
+    assert len(rig.tick()) == 1
+    for _ in range(100):
+        rig.now_s += ANSWER_LIMIT_S
+        rig.backfill.tick(caught_up=False)
+    assert len(rig.asked) == 1
+
+
+def test_the_ledger_learns_how_often_a_hole_was_asked_for_in_vain(rig: Rig) -> None:
+    rig.stream(1, 3)
     (wish,) = rig.tick()
-    assert (wish.first_id, wish.rows) == (1, 3)
-    assert rig.page(wish, [by_rest(i) for i in (1, 2, 3)]) == ([2], "")
+    rig.backfill.failed("X", wish.first_id, passing=False)
+    rig.tick()
+    delivered = rig.seen.symbols["X"].copy()
+    delivered.holes[0].tries = 0
+
+    class Told:
+        def tried(self, symbol: str, first_id: int, last_id: int, tries: int) -> None:
+            delivered.tried(first_id, last_id, tries)
+
+    for tell in rig.told:
+        tell(Told())
+    assert delivered.holes[0].tries == 1
+
+
+def test_ids_that_begin_anew_are_not_asked_for_as_before(rig: Rig) -> None:
+    rig.stream(1, 3)
+    rig.backfill.subscribed("X")
+    assert len(rig.tick()) == 1
+    rig.backfill.begun_anew("X")
+    assert rig.tick(1000) == []
+
+
+def test_of_a_hole_by_time_that_begins_too_long_ago_the_rest_is_fetched() -> None:
+    rig = Rig("kraken", max_age_s=3600)
+
+    def at(i: int) -> Trade:
+        return trade(i, time_us=T0_US + i * 3 * HOUR_US // 9000)
+
+    rig.seen.admit((at(1),), STREAM, 1, 0)
+    rig.seen.admit((at(9000),), STREAM, 2, 0)
+    brought: list[int] = []
+    for _ in range(20):
+        wishes = rig.tick()
+        if not wishes:
+            break
+        (wish,) = wishes
+        rows = [at(i) for i in range(1, 9001) if at(i).time_us >= wish.since_us][: wish.rows]
+        found, flaw = rig.page(wish, rows)
+        assert not flaw
+        brought += found
+    assert brought == list(range(6000, 9000))
+    assert rig.holes() == [(2, 5999, State.BEYOND)]
+
+
+def test_of_too_large_a_hole_by_time_exactly_the_newest_trades_are_fetched() -> None:
+    rig = Rig("kraken", max_trades=1000)
+
+    def at(i: int) -> Trade:
+        """Most of them at the end: a guess of when the wanted ones were made is too late."""
+        return trade(i, time_us=T0_US + (HOUR_US if i > 4500 else 0) + i * 1000)
+
+    rig.seen.admit((at(1),), STREAM, 1, 0)
+    rig.seen.admit((at(5002),), STREAM, 2, 0)
+    brought: list[int] = []
+    for _ in range(40):
+        wishes = rig.tick()
+        if not wishes:
+            break
+        (wish,) = wishes
+        rows = [at(i) for i in range(1, 5003) if at(i).time_us >= wish.since_us][: wish.rows]
+        found, flaw = rig.page(wish, rows)
+        assert not flaw
+        brought += found
+    assert sorted(brought) == list(range(4002, 5002))
+    assert rig.holes() == [(2, 4001, State.BEYOND)]
+
+
+def test_a_tail_that_begins_too_long_ago_is_left_to_the_next_trade() -> None:
+    rig = Rig(max_age_s=3600)
+    rig.seen.admit((trade(1, time_us=T0_US - 1000 * HOUR_US),), STREAM, 1, 0)
+    rig.stream(1, symbol="OTHER")
+    rig.backfill.subscribed("X")
+    (wish,) = rig.tick(2)
+    old = [trade(i, time_us=T0_US - 1000 * HOUR_US + i) for i in range(2, 1001)]
+    rig.page(wish, [trade(1, time_us=T0_US - 1000 * HOUR_US), *old])
+    assert rig.tick(1000) == []
 
 
 def test_with_backfill_off_nothing_is_asked_for() -> None:

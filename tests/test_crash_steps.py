@@ -24,9 +24,10 @@ from feedmono.exchanges.base import PageRequest
 from feedmono.ids import State
 from feedmono.ledger import Ledger
 from feedmono.metadata import CanonicalSymbols
+from feedmono.normalizer import Normalizer
 from feedmono.ring_layout import EVENT, FRAME, PAGE
 from feedmono.seen import Seen
-from feedmono.serializer import Normalizer, Parts, Serializer
+from feedmono.serializer import Parts, Serializer
 from feedmono.sinks.files import FilesSink, read_trades
 
 LAST = 40
@@ -95,7 +96,7 @@ class Rig:
         config = ExchangeConfig("binance", True, ("BTCUSDT",), "", "", names, Budget(1, 1))
         canonical = CanonicalSymbols(config, folder / "symbols.json")
         seen = Seen(self.ledger.copy(), 1000, self.ledger.sequence)
-        backfill = Backfill(seen, exchange, BackfillConfig(86400, 1000, 0), lambda _: True)
+        backfill = Backfill(seen, exchange, BackfillConfig(86400, 1000, 0), (), lambda _: True)
         counters = Counters.create(folder / "counters")
         normalizer = Normalizer(exchange, canonical, seen, backfill, counters, log.get())
         parts = Parts(normalizer, seen, backfill, self.sink, self.ledger, News(0.001))
@@ -196,6 +197,7 @@ def template(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.timeout(600)
 def test_a_kill_at_any_step_leaves_neither_a_lie_nor_a_hole(
     template: Path, tmp_path: Path, full: bool
 ) -> None:
@@ -212,6 +214,7 @@ def test_a_kill_at_any_step_leaves_neither_a_lie_nor_a_hole(
         dead += 1
         # A stride of three comes past each kind of step all the same: there are many of each.
         step += 1 if full else 3
+    print(f"killed at {dead} of {step} steps")
     assert dead > 50
 
 

@@ -66,6 +66,28 @@ def test_a_quiet_symbols_trade_that_passed_while_disconnected_is_found(tmp_path:
         assert outcome.origins["BACKFILL"] > 20
 
 
+def test_a_serializer_that_dies_before_it_looked_at_a_quiet_symbols_tail_looks_later(
+    tmp_path: Path,
+) -> None:
+    with (
+        Sim("binance", "--rate", "200", "--hold", "--symbols", "BTCUSDT") as sim,
+        Instance(tmp_path, sim, BINANCE_SYMBOLS="BTCUSDT", **SOON) as feedmono,
+    ):
+        feedmono.wait_trades("binance", 100)
+        sim.fault("refuse-connections", True)
+        sim.fault("cut")
+        sim.wait(lambda s: s["symbols"]["BTCUSDT"]["unheard"] > 20)
+        sim.fault("pause")
+        sim.fault("refuse-connections", False)
+        sim.wait(lambda s: s["connections_open"] == 1)
+        feedmono.wait(lambda s: s[0]["ring_used_bytes"] == 0 and s[0]["subscribed"] == 1)
+        os.kill(feedmono.of("binance")["serializer_pid"], signal.SIGKILL)
+        wait_complete(feedmono, sim)
+        assert feedmono.stop() == 0
+        outcome = independent(read_avro(feedmono.data / "binance", "trades"), sim)
+        assert (outcome.missing, outcome.doubled) == ([], 0)
+
+
 def test_what_passed_while_feedmono_was_down_is_fetched(tmp_path: Path) -> None:
     with (
         Sim("binance", "--rate", "500", "--hold") as binance,
@@ -110,6 +132,7 @@ def _wait_more(sim: Sim, trades: int) -> None:
     sim.wait(lambda state: made(state) >= enough)
 
 
+@pytest.mark.timeout(900)
 def test_kills_of_every_process_leave_no_hole_and_double_nothing(
     tmp_path: Path, full: bool
 ) -> None:
@@ -261,6 +284,7 @@ def test_a_full_ring_stops_reading_and_what_passed_is_fetched(tmp_path: Path) ->
         assert (outcome.missing, outcome.doubled) == ([], 0)
 
 
+@pytest.mark.timeout(900)
 def test_rotation_under_load_loses_and_doubles_nothing(tmp_path: Path, full: bool) -> None:
     rotations = 50 if full else 8
     with (

@@ -138,8 +138,10 @@ class Running:
     def _count_failed(self) -> None:
         self.failed += 1
 
-    def ask(self, symbol: str, first_id: int, rows: int = 100, since_us: int = 0) -> None:
-        self.send(messages.request(PageRequest(symbol, first_id, since_us, rows, False)))
+    def ask(
+        self, symbol: str, first_id: int, rows: int = 100, since_us: int = 0, tail: bool = False
+    ) -> None:
+        self.send(messages.request(PageRequest(symbol, first_id, since_us, rows, tail)))
 
     def send(self, datagram: bytes) -> None:
         self._ask.send(datagram)
@@ -244,7 +246,7 @@ def test_a_page_begins_at_the_id_asked_for_and_has_microseconds(tmp_path: Path) 
 
 def test_pages_by_time_stay_within_one_request_a_second(tmp_path: Path) -> None:
     exchange = load("kraken")
-    rest = {"BTC/USD": "XBTUSD", "DOGE/USD": "XDGUSD"}
+    rest = {"BTC/USD": "XXBTZUSD", "DOGE/USD": "XDGUSD"}
     with (
         Sim("kraken", "--symbols", "BTC/USD,DOGE/USD", "--rate", "2000") as sim,
         running(tmp_path, exchange, sim.rest_url, rest=rest, eager=False) as run,
@@ -277,7 +279,7 @@ def test_pages_by_time_stay_within_one_request_a_second(tmp_path: Path) -> None:
 def test_a_server_in_trouble_is_told_left_alone_and_asked_again(
     tmp_path: Path, events: Events, name: str, symbol: str, fault: str, reason: str
 ) -> None:
-    rest = {symbol: "BTCUSDT" if name == "binance" else "XBTUSD"}
+    rest = {symbol: "BTCUSDT" if name == "binance" else "XXBTZUSD"}
     with (
         Sim(name, "--symbols", symbol, "--no-limits") as sim,
         running(tmp_path, load(name), sim.rest_url, rest=rest, eager=False) as run,
@@ -294,6 +296,7 @@ def test_a_server_in_trouble_is_told_left_alone_and_asked_again(
         told = run.failures(1)[0]
         assert (told["symbol"], told["first_id"]) == (symbol, first_id + asked - 1)
         assert reason in told["reason"]
+        assert told["passing"] is True
         run.ask(symbol, first_id)
         run.pages(asked)
         assert ids_of(load(name), run.pages(asked)[-1])
@@ -409,8 +412,33 @@ def test_a_refused_request_costs_only_itself(
             run.ask("B", number)
         run.pages(3)
         assert all(reason in told["reason"] for told in run.failures(3))
+        assert [told["passing"] for told in run.told] == [False] * 3
     assert run.pace.holds == []
     assert events.named(CANT) == []
+    assert len(events.named("no page of past trades")) == 1
+
+
+def test_a_page_of_another_market_is_a_failure_of_that_request_alone(
+    tmp_path: Path, events: Events
+) -> None:
+    class Naming(Toy):
+        def is_page_of(self, body: bytes, rest_name: str) -> bool:
+            return body.startswith(rest_name.encode())
+
+    script = Script(Reply(body=b"ab page"), Reply(body=b"c page"))
+    with (
+        RestServer(script) as server,
+        running(tmp_path, Naming(), server.url, rest={"A": "ab", "C": "c"}) as run,
+    ):
+        run.ask("A", 1)
+        run.pages(1)
+        run.ask("A", 2)
+        told = run.failures(1)[0]
+        assert "not a page of ab" in told["reason"]
+        assert (told["symbol"], told["first_id"], told["passing"]) == ("A", 2, False)
+        run.ask("C", 3)
+        assert run.pages(2)[1][1] == b"c page"
+    assert run.pace.holds == []
     assert len(events.named("no page of past trades")) == 1
 
 
@@ -479,18 +507,30 @@ def test_symbols_are_served_in_turn_and_each_request_once(tmp_path: Path) -> Non
         assert [wish.rows for wish, _ in pages if wish.symbol == "A"] == [50, 50, 50, 100, 100]
 
 
-def test_a_page_that_does_not_fit_is_asked_for_with_half_the_rows(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("by_id", "tail", "first_ids"),
+    [(True, False, [1, 51, 76]), (True, True, [1, 1, 1]), (False, False, [1, 1, 1])],
+)
+def test_a_page_that_does_not_fit_is_asked_for_with_half_the_rows(
+    tmp_path: Path, by_id: bool, tail: bool, first_ids: list[int]
+) -> None:
+    class ByTime(Toy):
+        pages_by_id = False
+
     def answer(path: str) -> Reply:
         return Reply(body=b"x" * 100 * int(path.rpartition("/")[2]))
 
     with (
         RestServer(answer) as server,
-        running(tmp_path, Toy(), server.url, max_page_bytes=3000) as run,
+        running(tmp_path, Toy() if by_id else ByTime(), server.url, max_page_bytes=3000) as run,
     ):
-        run.ask("A", 1, rows=1000)
+        run.ask("A", 1, rows=1000, tail=tail)
         ((wish, body),) = run.pages(1)
-        assert server.paths == ["/A/1/100", "/A/1/50", "/A/1/25"]
-        assert (wish.rows, len(body)) == (25, 2500)
+        asked = zip(first_ids, (100, 50, 25), strict=True)
+        assert server.paths == [f"/A/{first_id}/{rows}" for first_id, rows in asked]
+        # Whoever wished for it knows it by the first id that it wished for.
+        assert wish == PageRequest("A", 1, 0, 25, tail)
+        assert len(body) == 2500
         assert run.told == []
 
 
@@ -500,7 +540,9 @@ def test_a_page_that_does_not_fit_with_two_rows_is_given_up(tmp_path: Path, even
         running(tmp_path, Toy(), server.url, max_page_bytes=3000) as run,
     ):
         run.ask("A", 1)
-        assert "2 rows" in run.failures(1)[0]["reason"]
+        told = run.failures(1)[0]
+        assert "2 rows" in told["reason"]
+        assert (told["first_id"], told["passing"]) == (1, False)
         assert [path.rpartition("/")[2] for path in server.paths] == [
             str(rows) for rows in (100, 50, 25, 12, 6, 3, 2)
         ]
@@ -555,10 +597,14 @@ def test_a_symbol_without_a_rest_name_fails_until_the_metadata_lists_it(
         run.ask("NEW", 1)
         run.ask("NEW", 2)
         assert "does not list the symbol" in run.failures(2)[1]["reason"]
-        run.publish({"A": "a", "NEW": "n-e-w"})
+        assert run.told[1]["passing"] is False
+        run.publish({"A": "b", "NEW": "n-e-w"})
         run.ask("NEW", 3)
         run.pages(1)
-        assert server.paths == ["/n-e-w/3/100"]
+        # One that has another name by now is asked for by that.
+        run.ask("A", 4)
+        run.pages(2)
+        assert server.paths == ["/n-e-w/3/100", "/b/4/100"]
     assert len(events.named("no page of past trades")) == 1
 
 

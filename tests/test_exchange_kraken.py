@@ -290,11 +290,11 @@ def test_canonical_symbols_come_from_wsname_with_the_new_names_of_assets() -> No
         "ODD": {"wsname": "A/B/C"},
         "HALF": {"wsname": "A/"},
     }
-    # Without an altname, the pair's key names it as well.
+    # As answers name it.
     rest_names = {
-        "BTC/USD": "XBTUSD",
+        "BTC/USD": "XXBTZUSD",
         "DOGE/USD": "XDGUSD",
-        "ETH/BTC": "ETHXBT",
+        "ETH/BTC": "XETHXXBT",
         "WXBT/USD": "WXBTUSD",
         "AAPLx/USD": "AAPLxUSD",
     }
@@ -378,6 +378,30 @@ def test_a_page_gives_the_same_trades_as_the_stream(name: str) -> None:
     sold = TRADE._replace(trade_id=70_635_300, price="2688.30", quantity="1e-8", side=SELL)
     assert KRAKEN.decode_page("BTC/USD", page(*rows, name=name)) == ((TRADE, sold), BACKFILL, ())
     assert KRAKEN.decode_page("BTC/USD", page(name=name)) == ((), BACKFILL, ())
+
+
+@pytest.mark.parametrize(
+    ("body", "is_it"),
+    [
+        (page(PAGE_ROW), True),
+        (page(), True),
+        (b'{"error":[],"result":{"last":"0","XXBTZUSD":[]}}', True),
+        (b'{"result":{"XXBTZUSD":[]}}', True),
+        (page(PAGE_ROW, name="XBTUSD"), False),
+        (page(PAGE_ROW, name="XETHZUSD"), False),
+        (page(name="XETHZUSD"), False),
+        (b'{"error":[],"result":{"XXBTZUSD":[],"XETHZUSD":[],"last":"0"}}', False),
+        (b'{"error":[],"result":{"last":"0"}}', False),
+        (b"{}", False),
+        # No page at all: `decode_page` says why.
+        (b"", True),
+        (b"<html>", True),
+        (b"[" * 100_000, True),
+        (b'{"error":[],"result":{"\xff":[]}}', True),
+    ],
+)
+def test_a_page_tells_of_which_market_it_is(body: bytes, is_it: bool) -> None:
+    assert KRAKEN.is_page_of(body, "XXBTZUSD") is is_it
 
 
 @pytest.mark.parametrize(

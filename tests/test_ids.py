@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from copy import copy
 
 import pytest
 
@@ -142,8 +143,7 @@ def test_a_fill_tells_what_hole_it_came_to() -> None:
 
 def test_a_fill_makes_the_rest_be_asked_for_as_if_never_before() -> None:
     ids = made(5, 9)
-    ids.tried(ids.holes[0])
-    ids.tried(ids.holes[0])
+    ids.tried(8, 8, 2)
     assert ids.holes[0].tries == 2
     add(ids, 7)
     assert [hole.tries for hole in ids.holes] == [0, 0]
@@ -336,7 +336,7 @@ def test_an_absurd_jump_that_is_confirmed_asks_for_no_more_than_the_bound() -> N
 def test_counts_fit_a_database_after_any_number_of_absurd_jumps() -> None:
     ids = made(5)
     for round_ in range(1, 4):
-        add(ids, GARBAGE, GARBAGE + 1)
+        add(ids, GARBAGE, GARBAGE + 1, start_us=ids.epoch_us)
         late_us = START_US + round_ * 10**10
         assert add(ids, 5, 6, start_us=late_us) == [FAR, EPOCH]
     assert ids.found_trades == MAX_TRADE_ID
@@ -410,18 +410,74 @@ def test_late_trades_repeats_and_pages_between_do_not_deny_the_epoch() -> None:
         assert (ids.first_id, ids.last_id, ids.holes) == (51, 52, [])
 
 
-def test_what_does_not_follow_on_the_first_of_an_epoch_takes_its_place() -> None:
+def test_what_does_not_follow_on_the_first_of_an_epoch_confirms_none() -> None:
     far = 100 + ids_module.FAR
     ids = made(50, 500, far + 50)
     assert add(ids, 50, start_us=LATER_US) == [FAR]
     assert add(ids, 50, start_us=LATER_US + 1) == [FAR], "another trade with that id"
-    assert add(ids, 40, start_us=LATER_US) == [FAR], "one below"
-    assert add(ids, 50, start_us=LATER_US - 2 * SECOND_US) == [FAR], "one of another time"
+    assert add(ids, 40, start_us=LATER_US + 2 * SECOND_US) == [FAR], "one of another time"
     assert add(ids, far + 50, start_us=LATER_US) == [FAR], "one too far above"
     assert (ids.epoch, list(ids.islands)) == (0, [40])
-    assert add(ids, 39, 40, start_us=LATER_US) == [FAR, EPOCH]
-    assert (ids.first_id, ids.last_id, ids.islands) == (39, 40, {})
-    assert add(ids, 50, start_us=LATER_US) == [JUMPED]
+    assert add(ids, 40, 50, start_us=LATER_US + 1) == [EPOCH, REPEATED]
+    assert (ids.first_id, ids.last_id, ids.islands, ids.newest_us) == (40, 50, {}, LATER_US + 51)
+    assert add(ids, far + 50, start_us=LATER_US) == [REPEATED], "it is none of that epoch"
+    ids.miss(far + 50, "dead", NOW_US, LATER_US + far + 50)
+    assert add(ids, far + 50, start_us=LATER_US) == [FAR], "too far for one alone"
+
+
+def test_the_first_trades_of_an_epoch_may_come_in_any_order() -> None:
+    for order in itertools.permutations((1, 2, 4, 7)):
+        ids = made(*range(100))
+        outcomes = add(ids, *order, start_us=LATER_US)
+        assert outcomes[:2] == [FAR, EPOCH]
+        assert REPEATED not in outcomes
+        assert ids.epoch == 1
+        below = min(order[:2])
+        assert (ids.first_id, ids.last_id) == (min(below, *order), 7)
+        assert [h[:2] for h in holes(ids)] == [(3, 3), (5, 6)]
+        assert add(ids, *order, start_us=LATER_US) == [REPEATED] * 4
+
+
+def test_all_that_looked_like_the_first_of_an_epoch_are_there_when_it_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ids_module, "FAR", 10)
+    ids = made(*range(0, 100, 10), 100)
+    assert add(ids, 40, 20, 0, 60, start_us=LATER_US) == [FAR] * 4
+    assert add(ids, 20, 60, start_us=LATER_US) == [REPEATED] * 2
+    assert add(ids, 30, start_us=LATER_US) == [EPOCH]
+    assert (ids.first_id, ids.last_id) == (20, 40)
+    assert holes(ids) == [(21, 29, OPEN), (31, 39, OPEN)]
+    assert ids.last == edge_of(trade(40, LATER_US))
+    assert add(ids, 60, 0, start_us=LATER_US) == [REPEATED] * 2
+
+
+def test_what_looked_like_the_first_of_an_epoch_is_bounded() -> None:
+    ids = made(10**9)
+    far = [n * 2 * ids_module.FAR for n in range(3 * ids_module.MAX_ANEW)]
+    assert set(add(ids, *far, start_us=LATER_US)) == {FAR}
+    assert list(ids.anew) == far[-ids_module.MAX_ANEW :]
+
+
+@pytest.mark.parametrize("straggler", [3, 5, 11, 5000])
+def test_a_late_trade_of_the_old_epoch_does_not_change_the_new_one(straggler: int) -> None:
+    ids = made(*range(100))
+    add(ids, 4, 10, start_us=LATER_US)
+    ids.changes = {}
+    before = told_of(ids) | {"_strays": {straggler: START_US + straggler}}
+    late = trade(straggler)
+    for outcome in (FAR, REPEATED):
+        assert ids.add(late, STREAM, "gap", NOW_US, 10, 5) is outcome
+        assert told_of(ids) == before
+    assert ids.add(late, SNAPSHOT, "gap", NOW_US, 10, 5) is REPEATED, "it was delivered before"
+    ids.miss(straggler, "dead", NOW_US, late.time_us)
+    assert (told_of(ids)["holes"], ids.changes) == (before["holes"], {})
+    assert add(ids, straggler, start_us=LATER_US)[0] in (NEXT, FILLED, JUMPED)
+
+
+def test_a_clock_that_steps_back_in_the_first_epoch_is_no_matter() -> None:
+    ids = Ids(trade(1, LATER_US))
+    assert add(ids, 2, 5, 4) == [NEXT, JUMPED, FILLED]
 
 
 def test_a_trade_a_little_older_than_the_first_of_an_epoch_confirms_it() -> None:
@@ -463,18 +519,6 @@ def test_ids_that_begin_anew_and_run_into_an_old_hole_lose_and_double_nothing() 
         assert outcomes[:filled] == [FILLED] * filled
         assert outcomes[filled:] == [FAR, EPOCH] + [NEXT] * (2198 - first - filled)
         assert ids.holes == []
-
-
-def test_of_a_crash_between_them_an_epoch_begins_one_trade_later() -> None:
-    """What looked like the first of an epoch is not kept."""
-    for first in (1990, 2050):
-        ids = made(*range(2000, 2100))
-        assert add(ids, first, start_us=LATER_US) == [FAR]
-        again = Ids(ids.last_edge)
-        again.first_id, again.islands = ids.first_id, dict(ids.islands)
-        assert add(again, first + 1, first + 2, start_us=LATER_US) == [FAR, EPOCH]
-        assert add(again, *range(first + 3, 2200), start_us=LATER_US) == [NEXT] * (2197 - first)
-        assert (again.first_id, again.last_id, again.holes) == (first + 1, 2199, [])
 
 
 def test_a_clock_that_steps_back_makes_no_repeat_an_epoch() -> None:
@@ -591,12 +635,13 @@ def test_each_piece_is_proved_by_itself() -> None:
         (2, 3, 0),
         (4, 6, 1),
         (7, 11, 0),
-    ]
+    ], "what was not shown is not proved with it"
     assert neighbours(ids) == [(edge(1), None), (None, None), (None, edge(12))]
     assert ids.prove(1, 12, NOW_US + SECOND_US, SECOND_US) == 3
     assert holes(ids) == [(2, 3, OPEN), (4, 6, ABSENT), (7, 11, OPEN)]
     assert ids.prove(1, 8, NOW_US + 2 * SECOND_US, SECOND_US) == 4
-    assert holes(ids) == [(2, 3, ABSENT), (4, 6, ABSENT), (7, 8, ABSENT), (9, 11, OPEN)]
+    assert holes(ids) == [(2, 8, ABSENT), (9, 11, OPEN)]
+    assert neighbours(ids) == [(edge(1), None), (None, edge(12))]
 
 
 def test_a_proof_over_several_holes_settles_what_of_them_it_covers() -> None:
@@ -702,6 +747,48 @@ def test_a_proof_that_splits_a_hole_while_all_places_are_taken(
     assert {first_id for first_id, hole in ids.changes.items() if hole} == {7, 11}
 
 
+def test_what_is_settled_is_folded_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ids_module, "MAX_HOLES", 3)
+    ids = made(0, 2, 4, 6)
+    ids.give_up(3, 3)
+    assert add(ids, 8, 10) == [JUMPED] * 2
+    assert holes(ids) == [(5, 5, OPEN), (7, 7, OPEN), (9, 9, OPEN)]
+    assert (ids.folded, ids.folded_until) == (2, 4)
+    ids.give_up(7, 7)
+    add(ids, 12)
+    assert [hole[0] for hole in holes(ids)] == [5, 9, 11]
+
+
+def test_holes_that_touch_and_mean_the_same_are_one() -> None:
+    ids = made(1, 12)
+    for first, last in ((2, 4), (8, 11), (5, 7)):
+        ids.give_up(first, last)
+    assert holes(ids) == [(2, 11, BEYOND)]
+    assert neighbours(ids) == [(edge(1), edge(12))]
+    assert ids.changes is not None
+    assert [n for n, hole in ids.changes.items() if hole is not None] == [2]
+    ids = made(*range(10))
+    for number in (3, 5, 4):
+        ids.miss(number, "dead", NOW_US + number)
+    assert holes(ids) == [(3, 5, OPEN)]
+    assert ids.holes[0].opened_us == NOW_US + 3
+    ids.miss(6, "other", NOW_US)
+    assert holes(ids) == [(3, 5, OPEN), (6, 6, OPEN)], "what befell them differs"
+
+
+def test_what_was_proved_is_not_one_with_what_was_not() -> None:
+    for first, last in ((2, 4), (5, 11)):
+        ids = made(1, 12)
+        ids.prove(first, last, NOW_US, SECOND_US)
+        assert len(ids.holes) == 2
+        assert ids.prove(1, 12, NOW_US + SECOND_US, SECOND_US) == last - first + 1
+    ids = made(1, 12)
+    for _ in range(2):
+        ids.prove(2, 4, NOW_US, SECOND_US)
+        ids.prove(5, 11, NOW_US, SECOND_US)
+        assert holes(ids) == [(2, 11, OPEN)], "at the same time"
+
+
 # --- figures
 
 
@@ -748,6 +835,11 @@ class Missing:
         self.proved_us = 0
 
 
+def _proved(one: Missing | Hole) -> tuple[object, ...]:
+    """What becomes of it; what is settled was proved once and for all."""
+    return (one.state, one.proofs, one.proved_us) if one.state is OPEN else (one.state,)
+
+
 class Model:
     """The same with plain sets: every id by itself."""
 
@@ -762,20 +854,36 @@ class Model:
         self.missing: dict[int, Missing] = {}
         self.alone: list[int] = []
         self.candidate: int | None = None
-        self.anew: tuple[int, int] | None = None
+        self.anew: dict[int, int] = {}
         self.anew_last = -1
-        self.newest_us = self.time_us(first)
+        self.strays: dict[int, int] = {}
+        self.times: dict[int, int] = {}
+        """Of those that do not have the time that belongs to their id."""
+        self.begin_us = self.newest_us = self.time_us(first)
 
     def time_us(self, number: int) -> int:
-        return trade(number, self.start_us).time_us
+        return self.times.get(number, trade(number, self.start_us).time_us)
 
-    def confirms(self, number: int, time_us: int) -> bool:
-        """Whether that trade, if it is newer, shows that an epoch has begun."""
-        if self.anew is None or self.anew_last != self.last or number > self.last:
-            return False
-        first, first_us = self.anew
-        late = time_us <= first_us - ids_module.EPOCH_US
-        return first < number <= first + ids_module.FAR and not late
+    def begun_by(self, number: int, time_us: int) -> list[int]:
+        """The ids of the epoch that, as that trade, if it is newer, shows, has begun."""
+        if self.anew_last != self.last or number > self.last:
+            return []
+        times = {**self.anew, number: time_us}
+        begun = [number]
+        for step in (1, -1):
+            at = number
+            for other in sorted(times)[::step]:
+                low, high = min(at, other), max(at, other)
+                late = times[high] <= times[low] - ids_module.EPOCH_US
+                if 0 < (other - at) * step <= ids_module.FAR and not late:
+                    begun.append(other)
+                    at = other
+        return sorted(begun) if len(begun) > 1 else []
+
+    def _stray(self, number: int, time_us: int) -> None:
+        self.strays[number] = time_us
+        if len(self.strays) > ids_module.MAX_ANEW:
+            del self.strays[next(iter(self.strays))]
 
     def _strand(self, number: int) -> Outcome:
         if number in self.alone:
@@ -798,25 +906,45 @@ class Model:
         return outcome
 
     def _add(self, number: int, origin: int, time_us: int, max_trades: int) -> Outcome:
+        known = self.first <= number <= self.last and number in self.known
+        if number > self.last or not (known or origin == BACKFILL):
+            strays = self.strays.get(number) == time_us
+            old = self.epoch and time_us <= self.begin_us - ids_module.EPOCH_US
+            if strays or old:
+                if strays or origin != STREAM:
+                    return REPEATED
+                self._stray(number, time_us)
+                return FAR
         if number > self.last:
             return REPEATED if number in self.known else self._add_above(number, max_trades)
         newer = origin != BACKFILL and time_us >= self.newest_us + ids_module.EPOCH_US
-        if newer and self.anew is not None and self.confirms(number, time_us):
-            first, first_us = self.anew
+        if newer and self.anew.get(number) == time_us:
+            return REPEATED
+        if newer and (begun := self.begun_by(number, time_us)):
+            times = {**self.anew, number: time_us}
             self.epoch += 1
-            self.start_us = first_us - trade(first, 0).time_us
-            self.begin(first)
-            self._lead_to(number, max_trades)
+            self.start_us = times[begun[0]] - trade(begun[0], 0).time_us
+            self.begin(begun[0])
+            self.times = {each: times[each] for each in begun}
+            for each in begun[1:]:
+                self._lead_to(each, max_trades)
+            for other, other_us in times.items():
+                if other not in begun:
+                    self._stray(other, other_us)
             return EPOCH
         if number in self.missing:
             del self.missing[number]
             self.known.add(number)
+            self.times[number] = time_us
             self.candidate = None
             return FILLED
         if newer:
-            if self.anew == (number, time_us):
-                return REPEATED
-            self.anew, self.anew_last = (number, time_us), self.last
+            if self.anew_last != self.last:
+                self.anew, self.anew_last = {}, self.last
+            self.anew.pop(number, None)
+            self.anew[number] = time_us
+            if len(self.anew) > ids_module.MAX_ANEW:
+                del self.anew[next(iter(self.anew))]
             return self._strand(number) if number < self.first else FAR
         if number in self.known or origin != STREAM:
             return REPEATED
@@ -825,6 +953,7 @@ class Model:
             return self._strand(number)
         self._lose(number + 1, self.first - 1, 10**6)
         self.known.add(number)
+        self.times[number] = time_us
         self.first = number
         return NEXT
 
@@ -850,11 +979,14 @@ class Model:
         return lost
 
     def miss(self, number: int, time_us: int) -> None:
-        if self.anew == (number, time_us):
-            self.anew = None
+        if self.anew.get(number) == time_us:
+            del self.anew[number]
             if number in self.alone:
                 self.alone.remove(number)
                 self.known.remove(number)
+            return
+        if self.strays.get(number) == time_us:
+            del self.strays[number]
             return
         if number not in self.known:
             return
@@ -889,10 +1021,16 @@ class Model:
             missing.state = BEYOND
         return len(given_up)
 
-    def fold(self, until: int, count: int) -> None:
-        """So many of the oldest missing ids are taken for known from now on."""
-        folded = sorted(self.missing)[:count]
-        assert not folded or folded[-1] < until
+    def fold(self, until: int, count: int, left: set[int]) -> None:
+        """So many of the oldest missing ids, settled ones first, are taken for known from now
+        on."""
+        folded = self.missing.keys() - left
+        assert len(folded) == count
+        assert not folded or max(folded) < until
+        settled = [n for n in self.missing if self.missing[n].state is not OPEN]
+        for number in folded:
+            kept = left & set(settled) if number in settled else left & set(self.missing)
+            assert all(number < other for other in kept)
         for number in folded:
             del self.missing[number]
             self.known.add(number)
@@ -906,7 +1044,7 @@ def told(hole: Hole) -> tuple[object, ...]:
 def told_of(ids: Ids) -> dict[str, object]:
     """All that is kept of a symbol, but for what the caller empties."""
     passing = ("changes", "fills", "ended", "holes")
-    kept = {name: getattr(ids, name) for name in Ids.__slots__ if name not in passing}
+    kept = {name: copy(getattr(ids, name)) for name in Ids.__slots__ if name not in passing}
     return {**kept, "holes": [told(hole) for hole in ids.holes], "islands": list(ids.islands)}
 
 
@@ -950,15 +1088,19 @@ class Run:
             return chance.choice(list(model.known) or [model.first])
         if kind < 8 and model.candidate is not None:
             return model.candidate + chance.randrange(-2, 5)
-        if kind < 9 and model.anew is not None:
-            return max(0, model.anew[0] + chance.choice((-1, 0, 1, 1, 1, 2, 4, 29, 30, 31)))
+        if kind < 9 and (model.anew or model.strays):
+            near = chance.choice([*model.anew, *model.strays])
+            return max(0, near + chance.choice((-1, 0, 1, 1, 1, 2, 4, 29, 30, 31)))
         return max(0, chance.randrange(model.first - 20, model.last + 60))
 
     def _add(self) -> None:
         number = self._number()
         origin = self.chance.choice((STREAM, STREAM, SNAPSHOT, BACKFILL))
         usual = number > self.model.last or self.chance.random() > 0.1
-        self._take(number, origin, self.model.time_us(number) if usual else None)
+        time_us = self.model.time_us(number) if usual else None
+        if self.model.epoch and origin != BACKFILL and self.chance.random() < 0.05:
+            time_us = self.model.begin_us - ids_module.EPOCH_US
+        self._take(number, origin, time_us)
 
     def _begin(self) -> None:
         """Several of an epoch, some of them perhaps of no use."""
@@ -967,7 +1109,7 @@ class Run:
             if 0 <= number <= self.model.last:
                 self._take(number, self.chance.choice((STREAM, STREAM, SNAPSHOT, BACKFILL)))
                 self._check()
-            number += self.chance.choice((-1, 0, 1, 1, 1, 2, 4, 29, 30, 31))
+            number += self.chance.choice((-4, -1, 0, 1, 1, 1, 2, 4, 29, 30, 31, -30))
 
     def _take(self, number: int, origin: int, time_us: int | None = None) -> None:
         model = self.model
@@ -991,11 +1133,13 @@ class Run:
     def _newer_us(self, number: int, origin: int) -> int:
         """A time for an old id that is newer than everything known, if it may have one."""
         model, chance = self.model, self.chance
-        if model.anew is not None and origin != BACKFILL:
+        if model.anew and origin != BACKFILL:
             # If it confirms the epoch, it must have the time that belongs to its id there.
-            first, first_us = model.anew
-            time_us = first_us + number - first
-            if model.confirms(number, time_us):
+            first = chance.choice(list(model.anew))
+            time_us = model.anew[first] + number - first
+            if model.begun_by(number, time_us) or (
+                model.anew_last == model.last and number not in model.missing
+            ):
                 return time_us
             if number == first and number in model.known and chance.random() < 0.5:
                 return time_us
@@ -1007,8 +1151,8 @@ class Run:
 
     def _miss(self) -> None:
         number, time_us = self._number(), self.chance.choice((0, START_US))
-        if self.model.anew is not None and self.chance.random() < 0.1:
-            number, time_us = self.model.anew
+        if (anew := self.model.anew or self.model.strays) and self.chance.random() < 0.1:
+            number, time_us = self.chance.choice(list(anew.items()))
         self.model.miss(number, time_us)
         self.ids.miss(number, "dead", self.now_us, time_us)
 
@@ -1025,12 +1169,14 @@ class Run:
         assert self.ids.give_up(first, last) == given_up
 
     def _try(self) -> None:
-        if self.ids.holes:
-            self.ids.tried(self.chance.choice(self.ids.holes))
+        first = self._number()
+        if first <= self.model.last:
+            self.ids.tried(first, self.model.last, self.chance.randrange(5))
 
     def _check(self) -> None:
         ids, model = self.ids, self.model
-        model.fold(ids.folded_until, ids.folded - self.folded)
+        left = {n for hole in ids.holes for n in range(hole.first_id, hole.last_id + 1)}
+        model.fold(ids.folded_until, ids.folded - self.folded, left)
         self.folded = ids.folded
         assert len(ids.holes) <= ids_module.MAX_HOLES
         assert (ids.epoch, ids.first_id, ids.last_id) == (model.epoch, model.first, model.last)
@@ -1058,14 +1204,19 @@ class Run:
         missing = {}
         for hole in ids.holes:
             for number in range(hole.first_id, hole.last_id + 1):
-                missing[number] = (hole.state, hole.proofs, hole.proved_us)
+                missing[number] = _proved(hole)
             self._check_edge(hole.before, hole.first_id - 1)
             self._check_edge(hole.after, hole.last_id + 1)
-        assert missing == {n: (m.state, m.proofs, m.proved_us) for n, m in model.missing.items()}
+        assert missing == {number: _proved(m) for number, m in model.missing.items()}
+        for left, right in itertools.pairwise(ids.holes):
+            one, other = ((*_proved(hole), hole.cause) for hole in (left, right))
+            touch = left.last_id + 1 == right.first_id
+            assert not touch or left.state != right.state or (left.state is OPEN and one != other)
 
     def _check_edge(self, found: Edge | None, number: int) -> None:
         if found is not None and found.mark != UNKNOWN:
-            assert found == edge_of(trade(number, self.model.start_us))
+            told_trade = trade(number)._replace(time_us=self.model.time_us(number))
+            assert found == edge_of(told_trade)
         else:
             assert found is None or found.trade_id == number
 

@@ -12,7 +12,7 @@ import signal
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -85,13 +85,14 @@ def told(hole: Hole) -> tuple[object, ...]:
 
 def kept(symbols: Mapping[str, Ids]) -> dict[str, dict[str, object]]:
     """All that is kept of each symbol."""
-    passing = {"changes", "fills", "ended", "holes", "islands", "last"}
+    passing = {"changes", "fills", "ended", "holes", "islands", "last", "anew"}
     names = [n for n in Ids.__slots__ if n not in passing and not n.startswith("_")]
     return {
         symbol: {
             **{name: getattr(ids, name) for name in names},
             "last": ids.last_edge,
             "islands": list(ids.islands),
+            "anew": list(ids.anew.items()),
             "holes": [told(hole) for hole in ids.holes],
         }
         for symbol, ids in symbols.items()
@@ -395,7 +396,7 @@ def test_garbage_with_an_old_id_and_a_newer_time_makes_no_hole(path: Path) -> No
     assert ids.islands
 
 
-def test_an_epoch_that_was_not_confirmed_before_a_crash_begins_one_trade_later(path: Path) -> None:
+def test_an_epoch_that_was_not_confirmed_before_a_crash_begins_as_it_did(path: Path) -> None:
     ledger = opened(path)
     deliver(ledger, *range(1000, 1100))
     late = [trade(number, start_us=START_US + 10 * SECOND_US) for number in range(1050, 1054)]
@@ -407,7 +408,7 @@ def test_an_epoch_that_was_not_confirmed_before_a_crash_begins_one_trade_later(p
         ledger.deliver([each], STREAM, "gap", NOW_US, 10, 2)
     commit(ledger, 2)
     ids = content(path).symbols["BTC/USD"]
-    assert (ids.epoch, ids.first_id, ids.last_id, ids.holes) == (1, 1051, 1053, [])
+    assert (ids.epoch, ids.first_id, ids.last_id, ids.holes) == (1, 1050, 1053, [])
     assert read_epochs(path, "BTC/USD") == [Epoch(0, START_US + 1000, 1000, 1099, 0)]
 
 
@@ -707,6 +708,152 @@ def test_where_no_file_can_be_it_is_told(tmp_path: Path) -> None:
         read_epochs(tmp_path / "none.ledger", "BTC/USD")
 
 
+def test_a_ledger_that_can_be_read_only_is_not_opened(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite itself opens it without a word."""
+    ledger = opened(path)
+    deliver(ledger, 5)
+    commit(ledger, 0)
+    committed = kept(ledger.symbols)
+    ledger.close()
+    connect = sqlite3.connect
+
+    def read_only(path: Path, **how: Any) -> sqlite3.Connection:
+        return cast(sqlite3.Connection, connect(f"file:{path}?mode=ro", uri=True, **how))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite3, "connect", read_only)
+        with pytest.raises(LedgerError, match=r"can't be opened: .*readonly"):
+            Ledger(path, log.Log(Heard()))
+    assert kept(opened(path).symbols) == committed
+
+
+# --- files that somebody else changes
+
+
+def _remove(path: Path) -> None:
+    path.unlink()
+
+
+def _remove_all(path: Path) -> None:
+    shutil.rmtree(path.parent)
+
+
+def _replace(path: Path) -> None:
+    other = path.with_name("other")
+    other.write_bytes(path.read_bytes())
+    other.rename(path)
+
+
+def _cut(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def _cut_half(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def _overwrite(path: Path) -> None:
+    path.write_bytes(random.Random(1).randbytes(path.stat().st_size + 5000))
+
+
+def _remove_wal(path: Path) -> None:
+    path.with_name(f"{path.name}-wal").unlink()
+
+
+def _cut_wal(path: Path) -> None:
+    os.truncate(path.with_name(f"{path.name}-wal"), 0)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [_remove, _remove_all, _replace, _cut, _cut_half, _overwrite, _remove_wal, _cut_wal],
+)
+def test_a_ledger_that_somebody_damaged_is_written_anew(
+    path: Path, change: Callable[[Path], None], checkpointed: bool
+) -> None:
+    heard = Heard()
+    ledger = Ledger(path, log.Log(heard))
+    _eventful(ledger)
+    commit(ledger, 1)
+    ledger.commit(RING + 1, 7, 2, {"records": 2})
+    if checkpointed:
+        ledger._connection.execute("PRAGMA wal_checkpoint(FULL)")
+        deliver(ledger, 26)
+        commit(ledger, 3)
+    change(path)
+    deliver(ledger, 27, 30)
+    ledger.commit(-1, 0, 4, {"records": 4})
+    # As long as all of it is in the log of writes, that heals the file.
+    healed = change is _overwrite and not checkpointed
+    events = [] if healed else ["the ledger is written anew"]
+    assert [event for event, _ in heard.errors] == events
+    for _ in range(2):
+        found = content(path)
+        assert kept(found.symbols) == kept(ledger.symbols)
+        assert found.rings == {RING: 30 if checkpointed else 10, RING + 1: 7}
+        assert (found.sequence, found.mark) == (4, {"records": 4})
+        deliver(ledger, 31)
+        commit(ledger, 4)
+        assert kept(content(path).symbols) == kept(ledger.symbols)
+        ledger.close()
+        ledger = opened(path)
+        ledger.commit(RING, 30 if checkpointed else 10, 4, {"records": 4})
+    assert len(heard.errors) == len(events)
+
+
+def test_what_changes_nothing_in_a_ledger_does_not_matter(path: Path) -> None:
+    ledger = opened(path)
+    _eventful(ledger)
+    commit(ledger, 1)
+    os.utime(path, ns=(1, 1))
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    deliver(ledger, 30)
+    commit(ledger, 2)
+    assert read_fills(path), "it is the same"
+    assert kept(content(path).symbols) == kept(ledger.symbols)
+
+
+def test_a_ledger_that_is_found_damaged_by_a_commit_is_written_anew_by_the_next(
+    path: Path,
+) -> None:
+    heard = Heard()
+    ledger = Ledger(path, log.Log(heard))
+    _eventful(ledger)
+
+    class Malformed(Failing):
+        def _count(self, statement: str) -> None:
+            if statement != "ROLLBACK":
+                raise sqlite3.DatabaseError("database disk image is malformed")
+
+    ledger._connection = cast(sqlite3.Connection, Malformed(ledger._connection, 0))
+    with pytest.raises(LedgerError, match="malformed"):
+        commit(ledger, 1)
+    commit(ledger, 1)
+    found = content(path)
+    assert (kept(found.symbols), found.sequence) == (kept(ledger.symbols), 1)
+    assert [event for event, _ in heard.errors] == ["the ledger is written anew"]
+
+
+def test_a_ledger_that_can_not_be_written_anew_is_tried_again(path: Path) -> None:
+    heard = Heard()
+    ledger = Ledger(path, log.Log(heard))
+    _eventful(ledger)
+    shutil.rmtree(path.parent)
+    path.parent.write_text("no folder")
+    for _ in range(3):
+        with pytest.raises(LedgerError):
+            commit(ledger, 1)
+    path.parent.unlink()
+    commit(ledger, 1)
+    found = content(path)
+    assert (kept(found.symbols), found.sequence) == (kept(ledger.symbols), 1)
+    assert len(heard.errors) == 1
+
+
 # --- damage
 
 
@@ -863,6 +1010,10 @@ def _altered(path: Path, *statements: str) -> bytes:
         "UPDATE symbols SET islands = '[\"x\"]'",
         "UPDATE symbols SET islands = '[[]]'",
         "UPDATE symbols SET islands = x'ff'",
+        "UPDATE symbols SET anew = '[1'",
+        "UPDATE symbols SET anew = '[[1, 2]]'",
+        "UPDATE symbols SET anew = '[[1, 2, null]]'",
+        "UPDATE symbols SET anew_last_id = NULL",
         "UPDATE symbols SET symbol = x'41' WHERE symbol = 'BTC/USD'",
         "UPDATE symbols SET symbol = CAST(x'ff41' AS TEXT) WHERE symbol = 'BTC/USD'",
         "UPDATE holes SET last_id = first_id - 1",

@@ -114,7 +114,7 @@ def test_the_rest_names_are_published_beside_the_canonical_ones(tmp_path: Path) 
             lambda _: None,
             log.get(),
         )
-    expected = {"BTC/USD": "XBTUSD", "DOGE/USD": "XDGUSD", "SOL/USD": "SOLUSD"}
+    expected = {"BTC/USD": "XXBTZUSD", "DOGE/USD": "XDGUSD", "SOL/USD": "SOLUSD"}
     assert metadata.rest_names(path) == expected
     content = workers.published(path)
     assert content is not None

@@ -273,6 +273,65 @@ def test_an_old_one_that_is_cut_during_the_succession_does_not_come_back(
     assert rotations == old
 
 
+def test_an_old_one_goes_on_beside_a_successor_that_lacks_symbols_until_one_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, events: Events
+) -> None:
+    monkeypatch.setattr(slots, "RENEW_FIRST_S", 0.3)
+    with reading_sim(tmp_path, "kraken", "--rate", "500", connections__max_age="1 s") as (
+        sim,
+        reading,
+    ):
+        subscribed(reading, 1)
+        sim.fault("refuse", "ETH/USD")
+        # The first successor, and the ones after 0.3 and 0.6 s.
+        reading.wait(lambda: len(reading.told("connected")) == 4)
+        more(reading)
+        assert reading.counters[Field.ROTATIONS] == 0
+        assert reading.counters[Field.SUBSCRIBED] == 2
+        assert reading.counters[Field.REFUSED] == 0
+        sim.wait(lambda s: s["connections_open"] == 2)
+        sim.fault("refuse", False)
+        reading.wait(lambda: reading.counters[Field.ROTATIONS] == 1)
+        more(reading)
+    assert reading.missing() == nothing("kraken")
+    assert reading.counters[Field.RECONNECTS] == 0
+    assert reading.told("lost") == []
+    told = events.named("not replaced: the successor lacks symbols")
+    assert [e["retry_in_s"] for e in told[:3]] == [0.3, 0.6, 1.2]
+    assert {e["connection"] for e in told[:3]} == {0}
+    assert [e["successor"] for e in told[:3]] == [1, 2, 3]
+    assert told[0]["symbols"] == ["ETH/USD"]
+
+
+def test_a_successor_that_lacks_symbols_is_there_when_the_old_one_ends(tmp_path: Path) -> None:
+    with (
+        Sim("kraken", "--symbols", ",".join(SYMBOLS["kraken"]), "--rate", "500") as sim,
+        Relay(sim.port) as relay,
+        Reading(
+            tmp_path,
+            relay.url,
+            SYMBOLS["kraken"],
+            name="kraken",
+            rest_url=sim.rest_url,
+            connections__max_age="1 s",
+        ) as reading,
+    ):
+        subscribed(reading, 1)
+        sim.fault("refuse", "ETH/USD")
+        reading.wait(lambda: len(reading.told("subscribed")) == 3)
+        more(reading)
+        relay.cut(0)
+        reading.wait(lambda: len(reading.told("lost")) == 1)
+        assert reading.counters[Field.CONNECTED] == 1
+        assert reading.counters[Field.SUBSCRIBED] == 1
+        sim.fault("refuse", False)
+        # It is as old by now as its predecessor was, and has its own successor.
+        reading.wait(lambda: reading.counters[Field.ROTATIONS] >= 1)
+        assert reading.counters[Field.SUBSCRIBED] == 2
+    assert reading.missing()["BTC/USD"] == []
+    assert reading.counters[Field.RECONNECTS] == 1
+
+
 def test_what_the_old_one_sends_before_it_answers_the_close_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -181,6 +181,30 @@ def test_a_snapshot_of_ids_that_begin_anew_needs_no_other_to_confirm_it() -> Non
     assert (known.epoch, known.first_id, known.last_id, known.holes) == (1, 1, 50, [])
 
 
+def test_the_first_trades_of_an_epoch_in_another_order_are_handed_on_once() -> None:
+    seen_ids = SeenIds()
+    seen_ids.admit(trades(*range(1000, 1100)))
+    for number in (2, 1, 3):
+        new = trades(number, time_us=START_US + EPOCH_US)
+        assert seen_ids.admit(new) == new
+        assert seen_ids.admit(new) == ()
+    known = seen_ids.symbols["BTC/USD"]
+    assert (known.epoch, known.first_id, known.last_id, known.holes) == (1, 1, 3, [])
+
+
+def test_a_late_trade_of_the_old_epoch_is_handed_on_and_takes_no_id() -> None:
+    seen_ids = SeenIds()
+    seen_ids.admit(trades(*range(1000, 1100)))
+    later_us = START_US + EPOCH_US
+    seen_ids.admit(trades(1098, 1099, time_us=later_us))
+    for late in (1100, 1105):
+        assert admitted(seen_ids, late, late) == [late]
+        assert seen_ids.far[-1] == ("BTC/USD", late)
+    assert ids(*seen_ids.admit(trades(1100, time_us=later_us))) == [1100]
+    known = seen_ids.symbols["BTC/USD"]
+    assert (known.last_id, known.holes, seen_ids.found) == (1100, [], 0)
+
+
 def test_a_hole_at_the_beginning_of_an_epoch_has_its_cause() -> None:
     seen_ids = SeenIds()
     seen_ids.admit(trades(*range(1000, 1100)))

@@ -17,9 +17,10 @@ from feedmono.exchanges import load
 from feedmono.exchanges.base import PageRequest
 from feedmono.ledger import Ledger
 from feedmono.metadata import CanonicalSymbols
+from feedmono.normalizer import Normalizer
 from feedmono.ring_layout import BINARY, EVENT, FRAME, HEADER_BYTES, record_bytes
 from feedmono.seen import Seen
-from feedmono.serializer import Normalizer, Parts, Serializer
+from feedmono.serializer import Parts, Serializer
 from feedmono.sinks.base import Coverage, Entry, Sink, SinkStats
 
 
@@ -106,6 +107,7 @@ class Rig:
             self.seen,
             load("binance"),
             BackfillConfig(86400, 1000, 60),
+            (),
             self._ask,
             lambda: self.now_s,
         )

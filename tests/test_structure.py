@@ -31,6 +31,7 @@ LEVELS = [
         "errands",
         "slots",
         "metadata",
+        "normalizer",
         "workers",
         "backfill",
         "coverage",

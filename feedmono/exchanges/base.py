@@ -234,6 +234,11 @@ class Exchange(ABC):
         :raises Undecodable: it is no such page. No other exception leaves it.
         """
 
+    def is_page_of(self, body: bytes, rest_name: str) -> bool:
+        """Whether a page is of the market asked for, as far as it names one; `decode_page` judges
+        what is no page at all. Cheap, never raises."""
+        return True
+
     def refusal(self, body: bytes) -> Refusal | None:
         """Whether a body with status 200 is an error. Cheap, never raises."""
         return None

@@ -131,7 +131,6 @@ class _Status(msgspec.Struct):
 
 class _Pair(msgspec.Struct):
     wsname: str | None = None
-    altname: str | None = None
 
 
 class _AssetPairs(msgspec.Struct):
@@ -221,7 +220,8 @@ class Kraken(Exchange):
             assets = pair.wsname.split("/") if pair.wsname else []
             if len(assets) == 2 and all(assets):
                 name = "/".join(_ALIASES.get(asset, asset) for asset in assets)
-                markets[name] = Market(name, pair.altname or key)
+                # Requests take the altname, too; but answers name the pair by its key.
+                markets[name] = Market(name, key)
         if not markets:
             raise ValueError(f"an AssetPairs answer without any market: {excerpt(body)}")
         return markets
@@ -250,6 +250,13 @@ class Kraken(Exchange):
         if problems and not trades:
             raise Undecodable("; ".join(problems))
         return Decoded(tuple(trades), BACKFILL, tuple(problems))
+
+    def is_page_of(self, body: bytes, rest_name: str) -> bool:
+        try:
+            result = _decode_page(body).result
+        except _UNREADABLE:
+            return True
+        return [name for name in result if name != "last"] == [rest_name]
 
     def refusal(self, body: bytes) -> Refusal | None:
         if _REFUSAL.match(body) is None:

@@ -42,7 +42,7 @@ class DeadLetter(NamedTuple):
     """Why a frame, or a part of it, could not be handled."""
 
     stage: str
-    """``ring``, ``decode``, ``normalize`` or ``sink``."""
+    """``ring``, ``decode``, ``normalize``, ``page`` or ``sink``."""
     reason: str
     symbol: str | None = None
 
@@ -67,7 +67,7 @@ class Hole(NamedTuple):
     first_id: int
     last_id: int
     cause: str
-    """``down``, ``disconnect``, ``ring full``, ``exchange``, ``dead``, ``damage``, …"""
+    """``restart``, ``disconnect: …``, ``ring full``, ``exchange``, ``dead``, ``damage``."""
     since_us: int
     """When the trade before it was made; Unix time in microseconds."""
 

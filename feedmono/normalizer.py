@@ -1,0 +1,258 @@
+"""One ring record → what is to be stored for it: decoded, held against what was seen, encoded.
+
+Frames, REST pages and the reader's events come here in the order in which things happened. What
+can't be decoded, normalized or believed becomes a dead letter; nothing here fails, and nothing
+here does I/O.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from feedmono import messages, ring
+from feedmono.avro import TradeEncoder
+from feedmono.backfill import DEAD, Backfill, Settle
+from feedmono.counters import Counters, Field, Histogram
+from feedmono.exchanges.base import Decoded, Exchange, Undecodable
+from feedmono.ledger import Ledger
+from feedmono.limiter import steady_time
+from feedmono.log import Log
+from feedmono.metadata import CanonicalSymbols
+from feedmono.ring_layout import BINARY, EVENT, FRAME, PAGE, Record
+from feedmono.seen import Seen
+from feedmono.sinks.base import DeadLetter, Entry, Frame
+from feedmono.trade import BACKFILL, SNAPSHOT, STREAM, EncodedTrade, Trade
+
+_REASON_CHARS = 500
+
+DAMAGE = "damage"
+"""The cause of a hole over a damaged part of the ring."""
+
+
+class Taken(NamedTuple):
+    """What became of a ring record."""
+
+    entry: Entry
+    """For the sink."""
+    trades: Sequence[Trade] = ()
+    """Those of `entry`, in its order; behind them those that could not be normalized."""
+    cause: str = ""
+    """Of the holes that they opened."""
+    settle: Sequence[Settle] = ()
+    """What else the ledger is to be told once the entry is acknowledged."""
+
+
+class Normalizer:
+    """Ring records → sink entries: decoding, dropping what was seen, encoding. No I/O."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        canonical: CanonicalSymbols,
+        seen: Seen,
+        backfill: Backfill,
+        counters: Counters,
+        log: Log,
+    ) -> None:
+        self._exchange = exchange
+        self._canonical = canonical
+        self._counters = counters
+        self._log = log
+        self._encoder = TradeEncoder(exchange.name)
+        self._seen = seen
+        self._backfill = backfill
+        self._flaw = ""
+
+    def take(self, record: Record, end: int, now_ns: int) -> Taken:
+        """What is to be stored for *record*, acknowledged as *end*. Never fails: what can't be
+        decoded or normalized becomes a dead letter."""
+        frame = Frame(
+            record.payload, record.connection, record.sequence, record.received_ns, STREAM
+        )
+        if record.kind != FRAME or record.flags & BINARY:
+            return self._take_other(record, end, frame, now_ns)
+        try:
+            decoded = self._exchange.decode(record.payload)
+        except Undecodable as error:
+            return self._dead(end, frame, DeadLetter("decode", str(error)[:_REASON_CHARS]))
+        trades = self._admit(decoded.trades, decoded.origin, record.sequence, now_ns)
+        frame = frame._replace(origin=decoded.origin)
+        if decoded.origin == SNAPSHOT:
+            for trade in decoded.trades:
+                self._backfill.snapshot(trade.symbol, trade.trade_id)
+        elif trades:
+            latency_s = (record.received_ns // 1000 - trades[-1].time_us) / 1e6
+            self._counters.observe(Histogram.RECEIVE, latency_s, len(trades))
+        # A repeated frame brings no trade that was not stored with its bytes before.
+        symbol = decoded.trades[0].symbol if trades else None
+        return self._taken(end, frame, symbol, trades, decoded, now_ns)
+
+    def _admit(
+        self, trades: Sequence[Trade], origin: int, sequence: int, now_ns: int
+    ) -> Sequence[Trade]:
+        seen = self._seen
+        before = seen.dropped
+        seen.cause = ""
+        trades = seen.admit(trades, origin, sequence, now_ns // 1000)
+        if seen.dropped != before:
+            self._counters.add(Field.DUPLICATES, seen.dropped - before)
+        while seen.far:
+            symbol, trade_id = seen.far.pop()
+            self._log.warning(
+                "a trade does not fit the ids of its symbol: delivered, not counted on",
+                symbol=symbol,
+                trade_id=trade_id,
+            )
+        while seen.begun_anew:
+            symbol = seen.begun_anew.pop()
+            self._backfill.begun_anew(symbol)
+            self._log.warning("trade ids began anew", symbol=symbol)
+        while seen.folded:
+            self._log.warning("too many holes: the oldest are forgotten", symbol=seen.folded.pop())
+        return trades
+
+    def _taken(
+        self,
+        end: int,
+        frame: Frame,
+        symbol: str | None,
+        trades: Sequence[Trade],
+        decoded: Decoded,
+        now_ns: int,
+        settle: Sequence[Settle] = (),
+    ) -> Taken:
+        """The entry for admitted trades."""
+        problems = list(decoded.problems)
+        cause = self._seen.cause
+        encoded, failed = self._encode(trades, frame, now_ns // 1_000_000, problems)
+        dead = None
+        if problems:
+            stage = "decode" if decoded.problems else "normalize"
+            dead = DeadLetter(stage, "; ".join(problems)[:_REASON_CHARS])
+            self._counters.add(Field.DEAD_LETTERS)
+        if trades:
+            self._counters.add(Field.TRADES, len(encoded))
+            self._counters[Field.LAST_TRADE_NS] = frame.received_ns
+        if failed:
+            now_us = now_ns // 1000
+            for trade in failed:
+                self._seen.miss(trade, DEAD, now_us)
+            settle = (*settle, *(_missed(trade, now_us) for trade in failed))
+            trades = (*(t for t in trades if t not in failed), *failed)
+        return Taken(Entry(end, frame, symbol, encoded, dead), trades, cause, settle)
+
+    def _encode(
+        self, trades: Sequence[Trade], frame: Frame, now_ms: int, problems: list[str]
+    ) -> tuple[Sequence[EncodedTrade], Sequence[Trade]]:
+        """The trades' encodings, and those that have none."""
+        if not trades:
+            return (), ()
+        names = self._canonical.names
+        place = (frame.origin, frame.received_ns, frame.sequence, now_ms)
+        try:
+            return self._encoder.encode(trades, names, *place), ()
+        except (KeyError, ValueError):
+            self._canonical.refresh()
+        # One of them can't be normalized: the others go on.
+        encoded: list[EncodedTrade] = []
+        failed: list[Trade] = []
+        for trade in trades:
+            if trade.symbol not in names:
+                problems.append(
+                    f"no canonical symbol for {trade.symbol!r}: the exchange's metadata does not "
+                    f"list it; name it in exchanges.{self._exchange.name}.canonical_symbols"
+                )
+                failed.append(trade)
+                continue
+            try:
+                encoded += self._encoder.encode((trade,), names, *place)
+            except ValueError as error:
+                problems.append(str(error))
+                failed.append(trade)
+        return encoded, failed
+
+    def _take_other(self, record: Record, end: int, frame: Frame, now_ns: int) -> Taken:
+        if record.kind == EVENT:
+            self._happened(messages.read_event(record.payload), record.sequence)
+            return Taken(Entry(end, frame))
+        if record.kind == PAGE:
+            return self._take_page(record, end, frame, now_ns)
+        return self._dead(end, frame, DeadLetter("decode", "not a text message"))
+
+    def _happened(self, event: messages.Event, sequence: int) -> None:
+        """What the reader tells of its connections and of its errands."""
+        kind, symbol = event.get("event"), event.get("symbol")
+        if kind == messages.READER:
+            self._seen.happened("restart", sequence)
+            self._backfill.reader_started()
+        elif kind == messages.LOST:
+            self._seen.happened(f"disconnect: {event.get('reason')}"[:80], sequence)
+        elif kind == messages.FULL:
+            self._seen.happened("ring full", sequence)
+        elif kind == messages.SUBSCRIBED and isinstance(symbol, str):
+            self._backfill.subscribed(symbol)
+        elif kind == messages.PAGE_FAILED and isinstance(symbol, str):
+            first_id = event.get("first_id")
+            if isinstance(first_id, int):
+                self._backfill.failed(symbol, first_id, event.get("passing") is True)
+
+    def _take_page(self, record: Record, end: int, frame: Frame, now_ns: int) -> Taken:
+        """A REST answer: what of it is missing is handed on; a page that can't be what was
+        asked for becomes a dead letter."""
+        read = messages.read_page(record.payload)
+        if read is None:
+            return self._dead(end, frame, DeadLetter("decode", "a page without its request"))
+        wish, body = read
+        frame = frame._replace(payload=body, origin=BACKFILL)
+        decoded = Decoded(())
+        trades: Sequence[Trade] = ()
+        try:
+            decoded = self._exchange.decode_page(wish.symbol, body)
+            wanted = self._backfill.wanted(wish, decoded)
+            flaw = wanted.flaw
+            if wanted.trades:
+                trades = self._admit(wanted.trades, BACKFILL, record.sequence, now_ns)
+        except Undecodable as error:
+            flaw = str(error)
+        # When it was fetched, by a clock that does not step: two looks are to be some time apart.
+        age_s = max(0.0, (now_ns - record.received_ns) / 1e9)
+        fetched_us = int((steady_time() - age_s) * 1_000_000)
+        settle = self._backfill.take(wish, decoded, flaw, len(trades), fetched_us)
+        if not flaw:
+            self._flaw = ""
+            symbol = wish.symbol if trades else None
+            return self._taken(end, frame, symbol, trades, decoded, now_ns, settle)
+        self._counters.add(Field.PAGES_REFUSED)
+        if flaw != self._flaw:
+            self._flaw = flaw
+            self._log.warning("refused a page", symbol=wish.symbol, reason=flaw[:_REASON_CHARS])
+        return self._dead(end, frame, DeadLetter("page", flaw[:_REASON_CHARS], wish.symbol))
+
+    def damaged(self, damage: ring.Damage, end: int, sequence: int) -> Taken:
+        """What is to be stored for a part of the ring that could not be read, behind the record
+        with that sequence."""
+        self._log.error(
+            "ring damaged",
+            position=damage.position,
+            lost_bytes=damage.lost_bytes,
+            lost_records=damage.lost_records,
+        )
+        self._counters.add(Field.DAMAGED_RECORDS)
+        self._seen.happened(DAMAGE, sequence + 1)
+        frame = Frame(damage.payload, 0, -1, time.time_ns(), STREAM)
+        return self._dead(
+            end, frame, DeadLetter("ring", f"{damage.lost_bytes} B of the ring were damaged")
+        )
+
+    def _dead(self, end: int, frame: Frame, letter: DeadLetter) -> Taken:
+        self._counters.add(Field.DEAD_LETTERS)
+        return Taken(Entry(end, frame, dead=letter))
+
+
+def _missed(trade: Trade, now_us: int) -> Settle:
+    def tell(ledger: Ledger) -> None:
+        ledger.miss(trade.symbol, trade.trade_id, DEAD, now_us, trade.time_us)
+
+    return tell
