@@ -225,13 +225,11 @@ class Ledger:
     # --- the transaction
 
     def commit(self, ring: int, position: int, sequence: int, mark: Mapping[str, int]) -> set[str]:
-        """Writes everything that changed, the ring's position and the sink's mark, for good.
+        """Writes everything that changed, the ring's position and the sink's mark, for good. A file
+        that was removed or damaged meanwhile is written anew from memory, but for its history.
 
         :param ring: the first sequence of the ring that *position* belongs to; -1 for none (the
             rest of a damaged one).
-        A file that was removed or damaged meanwhile is written anew from memory; only its history
-        is gone then.
-
         :returns: the symbols that changed.
         :raises LedgerError: nothing of it was written; calling again tries all of it again.
         """
