@@ -29,7 +29,7 @@ ROOM: Final = "room"
 """Fields ``connection``, ``seconds``: the ring has room again."""
 PAGE_FAILED: Final = "page failed"
 """Fields ``symbol``, ``first_id``, ``reason``: a request brought no page. ``passing``: whether
-all requests fail so for now (too many, a server in trouble, the network), or this one alone."""
+any request would fail so (too many, a server in trouble, the network), or this one alone."""
 
 MAX_REQUEST_BYTES: Final = 2048
 
