@@ -262,6 +262,7 @@ def test_a_process_that_was_suspended_goes_on_where_it_was(tmp_path: Path) -> No
                 os.kill(pid, signal.SIGCONT)
             wait_delivered(feedmono, sim, last_ids(sim))
             wait_clock(feedmono, (turn + 1) * HOUR_S)
+            feedmono.wait(lambda s, cut=cut: s[0]["reconnects"] >= int(cut))
             reconnects = feedmono.of("binance")["reconnects"]
             assert reconnects == int(cut), "what waits in the socket is no silence"
         sim.fault("pause")

@@ -78,10 +78,14 @@ def test_a_serializer_that_dies_before_it_looked_at_a_quiet_symbols_tail_looks_l
         sim.fault("cut")
         sim.wait(lambda s: s["symbols"]["BTCUSDT"]["unheard"] > 20)
         sim.fault("pause")
+        # What the first one asks for is refused; the second one has to know that it must ask.
+        sim.fault("rest-5xx", 1.0)
         sim.fault("refuse-connections", False)
-        sim.wait(lambda s: s["connections_open"] == 1)
         feedmono.wait(lambda s: s[0]["ring_used_bytes"] == 0 and s[0]["subscribed"] == 1)
-        os.kill(feedmono.of("binance")["serializer_pid"], signal.SIGKILL)
+        victim = feedmono.of("binance")["serializer_pid"]
+        os.kill(victim, signal.SIGKILL)
+        feedmono.wait_replaced("binance", "serializer", victim)
+        sim.fault("rest-5xx", False)
         wait_complete(feedmono, sim)
         assert feedmono.stop() == 0
         outcome = independent(read_avro(feedmono.data / "binance", "trades"), sim)
