@@ -122,17 +122,30 @@ class Backfill:
         self._dead: dict[tuple[str, int], int] = {}
         """How often a trade could not be stored, by symbol and the last id of its hole."""
         self._settled: list[Settle] = []
+        self._symbols: frozenset[str] = frozenset()
+        self._left: set[str] = set()
+        """Symbols that were subscribed once and are not wanted any more."""
         self._counts: dict[str, tuple[int, int, int, int]] = {}
         seen.touched |= {symbol for symbol, ids in seen.symbols.items() if ids.holes}
-        for symbol in symbols:
-            self.subscribed(symbol)
+        self.follow(symbols)
 
     # --- what happens
+
+    def follow(self, symbols: Iterable[str]) -> None:
+        """From now on these are subscribed. Of the others nothing new is asked for; the holes that
+        they have are filled all the same."""
+        before, self._symbols = self._symbols, frozenset(symbols)
+        gone = before - self._symbols
+        self._left = (self._left | gone) - self._symbols
+        for symbol in gone:
+            self._tails.pop(symbol, None)
+        for symbol in self._symbols - before:
+            self.subscribed(symbol)
 
     def subscribed(self, symbol: str) -> None:
         """The exchange has begun to send the symbol's trades: were there any before?"""
         ids = self._seen.symbols.get(symbol)
-        if ids is not None and self._max_age_us:
+        if ids is not None and self._max_age_us and symbol not in self._left:
             self._tails[symbol] = _Tail(ids.last_id, self._clock() + TAIL_WAITS_S[0])
 
     def snapshot(self, symbol: str, last_id: int) -> None:
@@ -346,7 +359,8 @@ class Backfill:
         edge = out.edge if out is not None else ids.last_edge
         if flaw := self._flaw(ids, wish, trades, edge):
             return Wanted((), flaw)
-        return Wanted([t for t in trades if self._is_wanted(ids, t.trade_id, wish.tail)], "")
+        tail = wish.tail and wish.symbol not in self._left
+        return Wanted([t for t in trades if self._is_wanted(ids, t.trade_id, tail)], "")
 
     @staticmethod
     def _is_wanted(ids: Ids, trade_id: int, tail: bool) -> bool:

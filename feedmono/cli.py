@@ -11,12 +11,15 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from feedmono import config as configuration
 from feedmono import log as logs
 from feedmono.config import Config, ConfigError, Loaded
+
+_MAX_EXAMPLES = 1000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,6 +85,27 @@ def _parser(*, simulating: bool) -> argparse.ArgumentParser:
     status = _command(commands, "status", _status, "how the running instance does")
     status.add_argument("--format", choices=("table", "json"), default="table")
 
+    _command(commands, "top", _top, "the running instance live, with the last minutes; q ends it")
+
+    report = _command(
+        commands, "report", _report, "what an instance did, against its budgets, as two tables"
+    )
+    report.add_argument(
+        "--for",
+        dest="for_s",
+        type=_duration,
+        metavar="5m",
+        help="watch the running instance for so long; default: its kept samples of the last hour",
+    )
+    report.add_argument(
+        "--format",
+        choices=("table", "markdown", "json", "html"),
+        default="table",
+        help="html: one file with plots, to be sent to one",
+    )
+
+    _command(commands, "reload", _reload, "have the running instance read its configuration again")
+
     tail = _command(commands, "tail", _tail, "trades as they are stored")
     tail.add_argument("exchange", nargs="?", metavar="EXCHANGE", help="only this one's")
     tail.add_argument("symbol", nargs="?", metavar="SYMBOL", help="as the exchange has it")
@@ -102,6 +126,26 @@ def _parser(*, simulating: bool) -> argparse.ArgumentParser:
         "--retained",
         action="store_true",
         help="what is older than all that is stored was removed, and is not missing",
+    )
+
+    compare = _command(
+        commands, "compare", _compare, "two sources of the same trades, trade by trade"
+    )
+    for side in ("a", "b"):
+        compare.add_argument(
+            side, metavar=side.upper(), help="a file, a folder, kafka:TOPIC, or a .conf of either"
+        )
+    compare.add_argument("--exchange", metavar="EXCHANGE", help="only this one's")
+    compare.add_argument("--symbol", metavar="SYMBOL", help="only this one's")
+    compare.add_argument("--format", choices=("table", "json"), default="table")
+    compare.add_argument(
+        "--examples", type=_count, default=5, metavar="N", help="of each kind and symbol; default 5"
+    )
+    compare.add_argument(
+        "--spill",
+        type=Path,
+        metavar="FOLDER",
+        help="where trades are set aside meanwhile; default: where temporary files go",
     )
 
     sim = commands.add_parser(
@@ -146,6 +190,12 @@ def _duration(text: str) -> float:
     return duration_s
 
 
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()) or int(text) > _MAX_EXAMPLES:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to {_MAX_EXAMPLES:,}")
+    return int(text)
+
+
 def _load(args: argparse.Namespace, overrides: Mapping[str, str] | None = None) -> Loaded:
     return configuration.load(args.config, os.environ, overrides or {})
 
@@ -153,10 +203,12 @@ def _load(args: argparse.Namespace, overrides: Mapping[str, str] | None = None) 
 def _run(args: argparse.Namespace) -> int:
     if args.demo:
         return _demo(args)
-    return _capture(_load(args).config, args.for_s)
+    return _capture(lambda: _load(args).config, args.for_s)
 
 
-def _capture(config: Config, for_s: float | None) -> int:
+def _capture(load: Callable[[], Config], for_s: float | None) -> int:
+    """:param load: gives the configuration, now and for each reload."""
+    config = load()
     from feedmono.supervisor import Display, Supervisor  # noqa: PLC0415
 
     display = Display()
@@ -164,10 +216,12 @@ def _capture(config: Config, for_s: float | None) -> int:
         from feedmono.table import LiveTable  # noqa: PLC0415
 
         display = LiveTable()
-    logs.configure(config.log.level, config.log.format, display.log_fd, bool(display.fds))
+    level, style = config.log.level, config.log.format
+    logs.configure(level, style, display.log_fd, bool(display.fds), config.state_dir)
     try:
-        return Supervisor(config, logs.get(), display).run(for_s)
+        return Supervisor(config, logs.get(), display, load).run(for_s)
     finally:
+        logs.close()
         display.close()  # also when it could not start
 
 
@@ -184,7 +238,7 @@ def _demo(args: argparse.Namespace) -> int:
         return 1
     try:
         overrides = {**demo.overrides(os.environ), **simulators.overrides}
-        status = _capture(_load(args, overrides).config, args.for_s)
+        status = _capture(lambda: _load(args, overrides).config, args.for_s)
     finally:
         simulators.stop()
     if status == 0:
@@ -218,16 +272,10 @@ def _status(args: argparse.Namespace) -> int:
     config = _load(args).config
     try:
         state = supervisor.state_of(config.state_dir)
-    except ValueError as error:
-        print(f"feedmono: {config.state_dir}: {error}", file=sys.stderr)
-        return 1
+    except (ValueError, OSError) as error:
+        return _fail(f"{config.state_dir}: {error}")
     if state is None:
-        print(
-            f"feedmono: nothing runs on state_dir {config.state_dir}; another instance is "
-            "looked at with its own FEEDMONO_STATE_DIR",
-            file=sys.stderr,
-        )
-        return 1
+        return _fail(_nothing_runs(config))
     if args.format == "json":
         print(state.to_json())
         return 0
@@ -239,6 +287,74 @@ def _status(args: argparse.Namespace) -> int:
     console.print(table.render(state))
     console.print()
     console.print(table.budgets(state))
+    console.print(table.total(state))
+    if state.alarms:
+        console.print(table.alarms(state))
+    if any(alarm.kind == "disk" for alarm in state.alarms):
+        console.print(table.disks(state))
+    return 0
+
+
+def _nothing_runs(config: Config) -> str:
+    return (
+        f"nothing runs on state_dir {config.state_dir}; another instance is looked at with its "
+        "own FEEDMONO_STATE_DIR"
+    )
+
+
+def _top(args: argparse.Namespace) -> int:
+    from feedmono import top  # noqa: PLC0415
+
+    return top.run(_load(args).config.state_dir)
+
+
+def _report(args: argparse.Namespace) -> int:
+    from feedmono import report, report_html, report_text, supervisor  # noqa: PLC0415
+
+    config = _load(args).config
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        state = supervisor.state_of(config.state_dir)
+        if args.for_s is None:
+            watched = report.kept(config.state_dir, state, time.time())
+        elif state is None:
+            return _fail(_nothing_runs(config))
+        else:
+            with _progress("watching", args.for_s) as advance:
+                watched = report.watch(
+                    lambda: supervisor.state_of(config.state_dir), args.for_s, advance
+                )
+        with _progress("reading back", None) as read:
+            made = report.make(config, watched, read)
+    except (ValueError, OSError, report.NoReportError) as error:
+        return _fail(f"{config.state_dir}: {error}")
+    except KeyboardInterrupt:
+        return _fail("stopped before the end: nothing is reported")
+    render = {
+        "table": report_text.table,
+        "markdown": report_text.markdown,
+        "json": report_text.to_json,
+        "html": report_html.html,
+    }[args.format]
+    print(render(made))
+    return 0
+
+
+def _reload(args: argparse.Namespace) -> int:
+    from feedmono import reload  # noqa: PLC0415
+
+    try:
+        outcome = reload.request(_load(args).config.state_dir)
+    except ConfigError as error:
+        print(f"feedmono: not reloaded: {error}", file=sys.stderr)
+        return 2
+    except reload.NotReloadedError as error:
+        return _fail(error)
+    if not outcome.ok:
+        print("\n".join(("feedmono: not reloaded:", *outcome.lines)), file=sys.stderr)
+        return 2
+    print("\n".join(outcome.lines))
     return 0
 
 
@@ -347,8 +463,30 @@ def _verify(args: argparse.Namespace) -> int:
     return 1 if failed or any(result.found for result in results) else 0
 
 
+def _compare(args: argparse.Namespace) -> int:
+    from feedmono import compare, compare_source, compare_table  # noqa: PLC0415
+
+    kafka = _load(args).config.kafka
+    try:
+        a, b = (compare_source.resolve(each, kafka, os.environ) for each in (args.a, args.b))
+    except ValueError as error:
+        _fail(error)
+        return 2
+    options = compare.Options(args.exchange, args.symbol, args.examples, args.spill)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        result = compare.compare(a, b, options, _progress)
+    except compare.troubles(a, b) as error:
+        return _fail(error)
+    except KeyboardInterrupt:
+        return _fail("stopped before the end: nothing is compared")
+    print((compare_table.to_json if args.format == "json" else compare_table.render)(result))
+    return 0 if result.equal else 1
+
+
 @contextlib.contextmanager
-def _progress(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
+def _progress(name: str, total: float | None) -> Iterator[Callable[[float], None]]:
     """A bar on standard error, if that is a terminal; tell it how much more is done."""
     if not sys.stderr.isatty():
         yield lambda _: None

@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from feedmono import exchanges, resources
-from feedmono.config_keys import VARIABLE_PREFIX, keys
+from feedmono.config_keys import VARIABLE_PREFIX, Key, keys
 from feedmono.config_layers import DEFAULT, Layers, Value
 from feedmono.config_text import Source, locate
-from feedmono.config_values import Mistake, parse_duration
+from feedmono.config_values import EntriesKind, Mistake, parse_duration
 
 __all__ = [
     "BackfillConfig",
@@ -24,13 +24,16 @@ __all__ = [
     "ConnectionsConfig",
     "ExchangeConfig",
     "FilesConfig",
+    "HttpConfig",
     "KafkaConfig",
     "Loaded",
     "LogConfig",
     "Mistake",
+    "SamplesConfig",
     "Value",
     "load",
     "parse_duration",
+    "read_block",
 ]
 
 _DEFAULT_NAME = "feedmono.conf"
@@ -42,7 +45,11 @@ class Budget:
 
     cpu: float
     """Cores."""
+    cpu_action: str
+    """``warn``, or ``throttle``: the serializer is slowed while the ring has room."""
     memory_bytes: int
+    memory_patience_s: float
+    """How long more is borne before the larger of the two is restarted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +117,22 @@ class FilesConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class SamplesConfig:
+    keep_s: float
+    """How long samples are kept, the older ones thinned."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpConfig:
+    """Where metrics, health and the page are served."""
+
+    enabled: bool
+    host: str
+    port: int
+    """0: any free one."""
+
+
+@dataclass(frozen=True, slots=True)
 class LogConfig:
     level: str
     format: str
@@ -139,6 +162,8 @@ class Config:
     backfill: BackfillConfig
     kafka: KafkaConfig
     files: FilesConfig
+    samples: SamplesConfig
+    http: HttpConfig
     log: LogConfig
 
     @property
@@ -204,6 +229,29 @@ def load(
         {name: origin for name, origin, _ in effective},
         {name: value for name, _, value in effective},
     )
+
+
+def read_block(
+    path: Path, known: Mapping[str, Key], environ: Mapping[str, str], cwd: Path | None = None
+) -> dict[str, Any]:
+    """The values of a HOCON file that is no configuration but has *known* keys of its own: by key,
+    those that are given. Paths, references and mistakes are as in `load`.
+
+    :raises ConfigError: something is not allowed.
+    """
+    layers = Layers(known, Path.cwd() if cwd is None else cwd.absolute())
+    _add_file(layers, locate(path, str(path)), environ, None)
+    if layers.mistakes:
+        raise ConfigError(layers.mistakes)
+    found: dict[str, Any] = {}
+    for key in known.values():
+        if isinstance(key.kind, EntriesKind):
+            if entries := layers.entries(key.name):
+                found[key.name] = entries
+            continue
+        with suppress(KeyError):  # it is not in the file
+            found[key.name] = layers.value(key.name)
+    return found
 
 
 def _add_files(layers: Layers, path: Path | None, folder: Path, environ: Mapping[str, str]) -> bool:
@@ -385,6 +433,8 @@ def _config(layers: Layers, names: Sequence[str]) -> Config:
             roll_size_bytes=value("files.roll_size"),
             sync_interval_s=value("files.sync_interval"),
         ),
+        samples=SamplesConfig(value("samples.keep")),
+        http=HttpConfig(value("http.enabled"), value("http.host"), value("http.port")),
         log=LogConfig(level=value("log.level"), format=value("log.format")),
     )
 
@@ -400,6 +450,8 @@ def _exchange(layers: Layers, name: str) -> ExchangeConfig:
         canonical_symbols=layers.entries(f"{block}.canonical_symbols"),
         budget=Budget(
             cpu=layers.value(f"{block}.budget.cpu"),
+            cpu_action=layers.value(f"{block}.budget.cpu_action"),
             memory_bytes=layers.value(f"{block}.budget.memory"),
+            memory_patience_s=layers.value(f"{block}.budget.memory_patience"),
         ),
     )

@@ -10,6 +10,7 @@ from feedmono.config_values import (
     Choice,
     Duration,
     Folder,
+    Host,
     Kind,
     Number,
     Properties,
@@ -24,6 +25,7 @@ from feedmono.config_values import (
 from feedmono.log import FORMATS, LEVELS
 
 VARIABLE_PREFIX = "FEEDMONO_"
+CPU_ACTIONS = ("warn", "throttle")
 
 _KIB = 1024
 _MIB = 1024**2
@@ -76,6 +78,10 @@ _GENERAL = (
     Key("stop_limit", Duration("0", "1 h"), "FEEDMONO_STOP_LIMIT"),
     Key("coverage_interval", Duration("100 ms", "1 h"), "FEEDMONO_COVERAGE_INTERVAL"),
     Key("sink", Choice(("files", "kafka")), "FEEDMONO_SINK"),
+    Key("samples.keep", Duration("1 h", "3660 d"), "FEEDMONO_SAMPLES_KEEP"),
+    Key("http.enabled", Switch(), "FEEDMONO_HTTP_ENABLED"),
+    Key("http.host", Host(), "FEEDMONO_HTTP_HOST"),
+    Key("http.port", Whole(0, 65535), "FEEDMONO_HTTP_PORT"),
     Key("log.level", Choice(LEVELS), "FEEDMONO_LOG_LEVEL"),
     Key("log.format", Choice(FORMATS), "FEEDMONO_LOG_FORMAT"),
     Key("connections.frame_limit", Size(_KIB, _GIB), "FEEDMONO_CONNECTIONS_FRAME_LIMIT"),
@@ -99,7 +105,9 @@ _PER_EXCHANGE = (
     Key("rest_url", Url(("https", "http"), bare=True), "REST_URL"),
     Key("canonical_symbols", CanonicalSymbols(), "CANONICAL_SYMBOLS"),
     Key("budget.cpu", Number(0.01, 1024), "CPU"),
+    Key("budget.cpu_action", Choice(CPU_ACTIONS), "CPU_ACTION"),
     Key("budget.memory", Size(_MIB, _TIB), "MEMORY"),
+    Key("budget.memory_patience", Duration("1 s", "1 d"), "MEMORY_PATIENCE"),
 )
 
 _SINKS = (

@@ -68,6 +68,7 @@ _WHOLE = re.compile(r"[+-]?\d{1,18}", re.ASCII)
 _DECIMAL = re.compile(r"[+-]?(?:\d{1,18}(?:\.\d{0,18})?|\.\d{1,18})(?:[eE][+-]?\d{1,3})?", re.ASCII)
 _SYMBOL = re.compile(r"[^\s,]{1,64}")
 _CANONICAL = re.compile(r"[^\s,/]{1,32}/[^\s,/]{1,32}")
+_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}|[0-9A-Fa-f:.]{2,45}")
 _SERVER = re.compile(
     r"(?:[A-Za-z_]+://)?(?:[^\s,:/@\[\]]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>\d{1,5}))?"
 )
@@ -461,6 +462,18 @@ class Servers(Kind):
             if not match or not 0 < int(match["port"] or 9092) < 65536:
                 raise Wrong(describe(server) if server else "an empty address", allowed)
         return ",".join(servers)
+
+
+@dataclass(frozen=True, slots=True)
+class Host(Kind):
+    """The name or address of a network interface of this machine."""
+
+    def parse(self, value: object, folder: Path) -> str:
+        allowed = "a name or an IP address, such as 127.0.0.1 or 0.0.0.0"
+        text = _text(value, allowed).strip()
+        if not _HOST.fullmatch(text):
+            raise Wrong(describe(value), allowed)
+        return text
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from feedmono import framing
 from feedmono.config import ConnectionsConfig
 from feedmono.exchanges import base
 from feedmono.exchanges.base import Exchange, Session
+from feedmono.heartbeat import BEAT_S, Pulse
 from feedmono.limiter import AttemptLimiter, Backoff, steady_time
 from feedmono.log import Log
 from feedmono.watch import Watch
@@ -121,6 +122,10 @@ class Report(Protocol):
     def subscribed(self, number: int, symbol: str) -> None:
         """The exchange acknowledged the symbol, on this connection."""
 
+    def unsubscribed(self, number: int, symbol: str) -> None:
+        """The symbol's subscription has ended, on this connection; everything that came before
+        is delivered."""
+
     def refused(self, number: int, symbol: str, reason: str) -> None:
         """The exchange refused the symbol, on this connection."""
 
@@ -143,6 +148,8 @@ class _Life:
 
     wire: Wire
     session: Session
+    symbols: tuple[str, ...]
+    """Those that the session was told to subscribe."""
     cutter: framing.FrameCutter
     opened_s: float
     old_s: float
@@ -150,7 +157,7 @@ class _Life:
     frames: int = 0
     has_data: bool = False
     answered_s: float = math.inf
-    """When no symbol was pending any more."""
+    """When no symbol was pending any more, those that came later included."""
     aging: bool = False
     """It was told that it is to be replaced,"""
     ready: bool = False
@@ -160,6 +167,8 @@ class _Life:
     blocked_s: float = 0.0
     """For how long the ring had no room."""
     refused: set[str] = field(default_factory=set)
+    left: list[str] = field(default_factory=list)
+    """Symbols whose subscriptions ended, to be told behind the batch at hand."""
     pong: bytes | None = None
     """The payload of the last ping, while it is to be answered."""
     pong_after_s: float = -math.inf
@@ -177,7 +186,7 @@ class _Life:
 
 
 class Connection:
-    """Keeps one connection to *exchange* for *symbols*, until `stop` or `retire`.
+    """Keeps one connection to *exchange* for its symbols, until `stop` or `retire`.
 
     Everything that may carry a trade is delivered, in order, each batch stamped with the time of
     its read; so is whatever is not understood. Only what the session knows as control (acks,
@@ -218,6 +227,9 @@ class Connection:
         self._delay_s = delay_s
         self._clock = clock
         self._wake = Wake()
+        self.pulse = Pulse()
+        """Beats while `run` comes round."""
+        self._changed = Wake()
         self._stopped = threading.Event()
         self._last = False
         self._backoff = Backoff(limits.backoff_cap_s, random)
@@ -232,6 +244,13 @@ class Connection:
         orderly close of at most `FAREWELL_LIMIT_S`."""
         self._stopped.set()
         self._wake.set()
+
+    def set_symbols(self, symbols: Sequence[str]) -> None:
+        """From any thread: from now on it is to serve these. An open connection subscribes and
+        unsubscribes what differs, within the exchange's message rate; the next one begins with
+        them."""
+        self._symbols = tuple(symbols)
+        self._changed.set()
 
     def make_last(self) -> None:
         """From any thread: a successor is on its way, so when this connection ends it is not
@@ -252,6 +271,7 @@ class Connection:
         other exception (the ring's, a bug's) leaves it: the process can't go on capturing.
         """
         self._wake.open()
+        self._changed.open()
         try:
             first = True
             while True:
@@ -267,6 +287,7 @@ class Connection:
                 first = False
         finally:
             self._enter(State.STOPPED)
+            self._changed.close()
             self._wake.close()
 
     # --- Before: the turn, the opening.
@@ -280,6 +301,7 @@ class Connection:
             self._log.info(what, seconds=round(wait_s, 3))
         told = False
         while True:
+            self.pulse.beat(min(wait_s, WAIT_LIMIT_S))
             if self._wake.wait(wait_s):
                 raise Ended("stopped")
             wait_s = self._limiter.reserve(steady_time())
@@ -296,13 +318,15 @@ class Connection:
 
     def _live(self) -> None:
         """One connection from its handshake to its end, which it raises."""
+        self.pulse.beat(CONNECT_LIMIT_S)
         self._enter(State.CONNECTING)
-        session = self._exchange.session(self._symbols)
+        symbols = self._symbols
+        session = self._exchange.session(symbols)
         wire = Wire(self._open(self._ws_url + session.path), self._buffer)
         with contextlib.closing(wire):
             now = self._clock()
             cutter = framing.FrameCutter(self._limits.frame_limit_bytes)
-            life = _Life(wire, session, cutter, now, now + self._age_limit_s())
+            life = _Life(wire, session, symbols, cutter, now, now + self._age_limit_s())
             self._watch.open(now)
             self._enter(State.SUBSCRIBING)
             self._log.info("connected", url=self._ws_url, peer=wire.peer)
@@ -359,7 +383,10 @@ class Connection:
         watch, session, wire = self._watch, life.session, life.wire
         self._send_due(life, self._clock())
         while True:
+            self.pulse.beat()
             now = self._clock()
+            if self._changed.is_set:
+                self._change_symbols(life, now)
             if session.next_poll_s() <= now:
                 self._send_due(life, now)
             if watch.ping_due(now):
@@ -368,7 +395,7 @@ class Connection:
             if life.pong is not None:
                 self._send_pong(life, now)
                 until = min(until, life.pong_after_s)
-            readable = wire.wait(until - now, self._wake)
+            readable = wire.wait(min(until - now, BEAT_S), self._wake, self._changed)
             if self._wake.is_set:
                 raise Ended("stopped", code=framing.NORMAL, drain=True)
             now = self._clock()
@@ -384,6 +411,19 @@ class Connection:
                 self._report.ready(self.number)
             if not life.aging and now >= life.old_s:
                 self._age(life, AGE, f"{now - life.opened_s:.0f} s")
+
+    def _change_symbols(self, life: _Life, now: float) -> None:
+        """Has the session follow what is wanted by now."""
+        self._changed.clear()
+        symbols = self._symbols
+        if symbols == life.symbols:
+            return
+        life.symbols = symbols
+        life.refused.intersection_update(symbols)
+        self._refused = {s: reason for s, reason in self._refused.items() if s in symbols}
+        life.session.change(symbols)
+        life.answered_s = math.inf
+        self._note_answers(life, now)
 
     def _age(self, life: _Life, reason: str, detail: str) -> None:
         """Tells once that it is to be replaced."""
@@ -445,6 +485,10 @@ class Connection:
             self._enter(State.FLOWING)
         if messages:
             self._hand_over(life, messages, received_ns, False)
+        if life.left:
+            left, life.left = life.left, []
+            for symbol in left:
+                self._report.unsubscribed(self.number, symbol)
         return has_data
 
     def _sort(self, life: _Life, messages: list[bytes], now: float) -> tuple[list[bytes], bool]:
@@ -463,6 +507,8 @@ class Connection:
                 elif isinstance(event, base.Unknown):
                     keep = True
                     self._report.unknown(self.number, event.reason)
+                elif isinstance(event, base.Unsubscribed):
+                    life.left.append(event.symbol)
                 else:
                     self._handle(life, event, now)
             if keep:
@@ -522,6 +568,7 @@ class Connection:
         self._report.full(self.number)
         while taken < len(frames):
             frames = frames[taken:]
+            self.pulse.beat()
             stopped = self._stopped.wait(RETRY_S)
             taken = self._deliver(frames, self.number, received_ns, binary)
             if stopped:
@@ -551,7 +598,9 @@ class Connection:
                 if self._refused.pop(symbol, None) is not None:
                     self._log.info("subscribed, refused before", symbol=symbol)
                 self._report.subscribed(self.number, symbol)
-            case base.Refused(symbol, reason):
+            case base.Unsubscribed(symbol):
+                self._report.unsubscribed(self.number, symbol)
+            case base.Refused(symbol, reason) if symbol in life.symbols:
                 life.refused.add(symbol)
                 if self._refused.get(symbol) != reason:
                     self._refused[symbol] = reason
@@ -574,15 +623,15 @@ class Connection:
                 life.trading = trading
 
     def _note_answers(self, life: _Life, now: float) -> None:
-        """Once per connection: every symbol is answered."""
+        """Once per connection, and once per change of its symbols: every symbol is answered."""
         if life.answered_s < math.inf or life.session.pending:
             return
         life.answered_s = now
-        asked, refused = len(self._symbols), len(life.refused)
+        asked, refused = len(life.symbols), len(life.refused)
+        # Where all are refused, another connection would be refused as well; this one stays, to
+        # be told of a listing by the exchange's next disconnect at the latest.
+        self._watch.expect(refused < asked, now)
         if refused == asked:
-            # Another connection would be refused as well; this one stays, to be told of a
-            # listing by the exchange's next disconnect at the latest.
-            self._watch.expect_none()
             self._log.warning(
                 "every symbol was refused",
                 symbols=asked,
@@ -600,6 +649,7 @@ class Connection:
         on the wire."""
         if ended.code is None:
             return
+        self.pulse.beat(2 * FAREWELL_LIMIT_S)
         until = self._clock() + FAREWELL_LIMIT_S
         try:
             life.wire.send_close(ended.code, FAREWELL_LIMIT_S)

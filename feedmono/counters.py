@@ -49,6 +49,21 @@ class Field(_FromZero):
     """Pages of past trades that were fetched by REST."""
     PAGES_FAILED = auto()
     """Requests for pages that brought none."""
+    READER_BEATS = auto()
+    """Moves as long as every thread of the reader comes round."""
+    # The reconnects by their reason, `reconnect_field`.
+    RECONNECTS_UNREACHABLE = auto()
+    RECONNECTS_TLS = auto()
+    RECONNECTS_HTTP = auto()
+    RECONNECTS_HANDSHAKE = auto()
+    RECONNECTS_LOST = auto()
+    RECONNECTS_CLOSED = auto()
+    RECONNECTS_SILENT = auto()
+    RECONNECTS_STALE = auto()
+    RECONNECTS_UNANSWERED = auto()
+    RECONNECTS_UNSENT = auto()
+    RECONNECTS_TOO_LARGE = auto()
+    RECONNECTS_PROTOCOL_ERROR = auto()
 
     # Written by the serializer:
     TRADES = auto()
@@ -85,6 +100,23 @@ class Field(_FromZero):
     """REST pages that could not be what was asked for."""
     LEDGER_ERRORS = auto()
     """Commits of the ledger that failed."""
+    SERIALIZER_BEATS = auto()
+    """Moves as long as the serializer's loop comes round."""
+    SERIALIZER_ALLOWANCE_S = auto()
+    """How long it may be until the next beat, where that is known to be long: a sink that opens.
+    0: as usual."""
+    CLOCK_OFFSET_NS = auto()
+    """The shortest time from the exchange's stamp to the socket in the last `OFFSET_SPAN_S`,
+    signed; `NO_OFFSET` if there was none."""
+    # The sink's errors by kind, `SINK_ERROR_KINDS`.
+    SINK_ERRORS_DISK = auto()
+    SINK_ERRORS_BROKER = auto()
+    SINK_ERRORS_MESSAGE = auto()
+    SINK_ERRORS_COVERAGE = auto()
+
+    # Written by the supervisor:
+    THROTTLE = auto()
+    """Of a thousand parts of its time, how many the serializer may work; 0: all of it."""
 
 
 class Histogram(_FromZero):
@@ -106,23 +138,51 @@ BOUNDS_S: Final = (
 """Upper bounds of a histogram's buckets; the last bucket has none."""
 
 _BUCKETS: Final = len(BOUNDS_S) + 1
-_HISTOGRAMS_AT: Final = 64
+_HISTOGRAMS_AT: Final = 128
+# The buckets, and the sum in µs.
+_STRIDE: Final = _BUCKETS + 1
 _WORDS: Final = 512
 assert len(Field) <= _HISTOGRAMS_AT
-assert _HISTOGRAMS_AT + len(Histogram) * _BUCKETS <= _WORDS
+assert _HISTOGRAMS_AT + len(Histogram) * _STRIDE <= _WORDS
+
+NO_OFFSET: Final = -(1 << 63)
+"""Of `Field.CLOCK_OFFSET_NS`."""
+OFFSET_SPAN_S: Final = 60.0
+
+RECONNECT_REASONS: Final = {
+    field.name.removeprefix("RECONNECTS_").lower(): field
+    for field in Field
+    if field.name.startswith("RECONNECTS_")
+}
+SINK_ERROR_KINDS: Final = {
+    field.name.removeprefix("SINK_ERRORS_").lower(): field
+    for field in Field
+    if field.name.startswith("SINK_ERRORS_")
+}
+
+
+def reconnect_field(reason: str) -> Field:
+    """The field of a connection's reason to reconnect (`feedmono.connection.Report.reconnect`),
+    whose details (a status, a code) are left out."""
+    words = reason.split()
+    first = words[0] if words else ""
+    kind = first if first in RECONNECT_REASONS else "_".join(words)
+    return RECONNECT_REASONS.get(kind, Field.RECONNECTS_LOST)
 
 
 class Counters:
     """The page. Word stores are atomic; `add` is not: one thread, or a lock, per field."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, read_only: bool = False) -> None:
         """Opens an existing page.
 
         :raises OSError: there is none.
+        :raises ValueError: it is too short to be one.
         """
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
+        access = mmap.ACCESS_READ if read_only else mmap.ACCESS_WRITE
         try:
-            self._map = mmap.mmap(fd, _WORDS * 8)
+            self._map = mmap.mmap(fd, _WORDS * 8, access=access)
         finally:
             os.close(fd)
         self._words = memoryview(self._map).cast("Q")
@@ -133,6 +193,7 @@ class Counters:
         fresh = path.with_name(path.name + ".new")
         fresh.write_bytes(bytes(_WORDS * 8))
         fresh.chmod(0o644)
+        cls(fresh).set_signed(Field.CLOCK_OFFSET_NS, NO_OFFSET)
         fresh.rename(path)
         return cls(path)
 
@@ -145,15 +206,30 @@ class Counters:
     def add(self, field: Field, amount: int = 1) -> None:
         self._words[field] += amount
 
+    def signed(self, field: Field) -> int:
+        """A word that may be negative."""
+        value = self._words[field]
+        return value - (1 << 64) if value >> 63 else value
+
+    def set_signed(self, field: Field, value: int) -> None:
+        self._words[field] = value & ((1 << 64) - 1)
+
     def observe(self, histogram: Histogram, duration_s: float, times: int = 1) -> None:
         """Counts a duration in its bucket."""
-        at = _HISTOGRAMS_AT + histogram * _BUCKETS
-        self._words[at + bisect_left(BOUNDS_S, duration_s)] += times
+        at = _HISTOGRAMS_AT + histogram * _STRIDE
+        words = self._words
+        words[at + bisect_left(BOUNDS_S, duration_s)] += times
+        if duration_s > 0.0:
+            words[at + _BUCKETS] += int(duration_s * 1e6) * times
 
     def buckets(self, histogram: Histogram) -> tuple[int, ...]:
         """The counts of all buckets, the boundless one last."""
-        at = _HISTOGRAMS_AT + histogram * _BUCKETS
+        at = _HISTOGRAMS_AT + histogram * _STRIDE
         return tuple(self._words[at : at + _BUCKETS])
+
+    def sum_s(self, histogram: Histogram) -> float:
+        """All durations together; negative ones count as none."""
+        return self._words[_HISTOGRAMS_AT + histogram * _STRIDE + _BUCKETS] / 1e6
 
 
 def quantile(buckets: tuple[int, ...], share: float) -> float | None:

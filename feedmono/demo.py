@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from feedmono import serializer, simulator, statelock, workers
+from feedmono import events, reload, samples, serializer, simulator, statelock, workers
 from feedmono.config import Config
 from feedmono.sinks.files import count_trades
 
@@ -125,6 +125,8 @@ def empty(config: Config) -> None:
         for path in (shared.ring, *serializer.aside(shared.ring), *shared.state_files):
             path.unlink(missing_ok=True)
         shutil.rmtree(shared.dead_letters, ignore_errors=True)
+    for name in (samples.FILE, *events.FILES, reload.FILE):
+        (config.state_dir / name).unlink(missing_ok=True)
     if config.sink == "files":
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)

@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 from feedmono import messages, metadata
 from feedmono.exchanges.base import Exchange, PageRequest
+from feedmono.heartbeat import Pulse
 from feedmono.log import Log
 from feedmono.pace import LIMITED_S, RestPace
-from feedmono.rest import LIMITED, RestClient, RestError, TooLarge
+from feedmono.rest import LIMITED, REQUEST_LIMIT_S, RestClient, RestError, TooLarge
 from feedmono.wire import WAIT_LIMIT_S, Wake
 
 MAX_QUEUED = 10_000
@@ -129,6 +130,8 @@ class Errands:
         self._count_page = count_page
         self._count_failed = count_failed
         self._max_page_bytes = max_page_bytes
+        self.pulse = Pulse()
+        """Beats while `run` comes round."""
         self._wake = Wake()
         self._poll = select.poll()
         self._wishes = Wishes()
@@ -162,7 +165,9 @@ class Errands:
 
     def _stopped(self, seconds: float) -> bool:
         """Waits so long at most, less if requests come, which it takes; whether to end."""
-        ready = self._poll.poll(math.ceil(min(seconds, WAIT_LIMIT_S) * 1000))
+        wait_s = min(seconds, WAIT_LIMIT_S)
+        self.pulse.beat(wait_s)
+        ready = self._poll.poll(math.ceil(wait_s * 1000))
         if any(fd == self._requests_fd for fd, _ in ready):
             for wish in self._read():
                 self._take(wish)
@@ -236,6 +241,7 @@ class Errands:
         room_bytes = self._max_page_bytes - len(messages.page(wish, b""))
         rest_name = self._names[wish.symbol]
         path = self._exchange.page_path(asked, rest_name)
+        self.pulse.beat(REQUEST_LIMIT_S)
         try:
             answer = self._client.get(path, min(MAX_PAGE_BYTES, room_bytes))
         except TooLarge:

@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from feedmono import rest
 from feedmono.config import ExchangeConfig
@@ -22,7 +23,8 @@ from feedmono.workers import publish, published
 _REFRESH_S = 24 * 3600.0
 _FIRST_RETRY_S = 1.0
 _RETRY_CAP_S = 60.0
-_PATIENCE_S = 60.0
+PATIENCE_S = 60.0
+"""How long the trades of a symbol may wait for its name."""
 # How often it is looked whether the published file is still there.
 _LOOK_S = 60.0
 
@@ -32,10 +34,12 @@ class CanonicalSymbols:
 
     def __init__(self, config: ExchangeConfig, path: Path) -> None:
         self._config = config
+        self._listed: dict[str, str] = {}
+        """As the exchange names them."""
         self._path = path
         self._seen_ns = 0
         self.names: dict[str, str] = dict(config.canonical_symbols)
-        """What is known; grows in place by `refresh`."""
+        """What is known; changed in place by `refresh` and `follow`."""
         self._asked: frozenset[str] = frozenset()
         self._begun_s = time.monotonic()
         self.refresh()
@@ -55,9 +59,18 @@ class CanonicalSymbols:
         self._seen_ns = changed_ns
         asked = content.get("asked") if content else None
         self._asked = frozenset(map(str, asked if isinstance(asked, list) else ()))
-        self.names.update(symbols)
+        self._listed.update(symbols)
+        self.names.update(self._listed)
         self.names.update(self._config.canonical_symbols)
         return True
+
+    def follow(self, config: ExchangeConfig) -> None:
+        """From now on these are the configured symbols, and the names that the operator gives."""
+        self._config = config
+        names = self._listed | dict(config.canonical_symbols)
+        self.names.update(names)
+        for symbol in self.names.keys() - names.keys():
+            del self.names[symbol]
 
     @property
     def _unknown(self) -> list[str]:
@@ -70,7 +83,7 @@ class CanonicalSymbols:
         self.refresh()
         if not self._unknown:
             return True
-        patience_s = _PATIENCE_S if self.names else float("inf")
+        patience_s = PATIENCE_S if self.names else float("inf")
         return time.monotonic() - self._begun_s > patience_s
 
     @property
@@ -91,26 +104,54 @@ def rest_names(path: Path) -> Mapping[str, str]:
     return {symbol: name for symbol, name in names.items() if isinstance(name, str)}
 
 
+def unnamed(config: ExchangeConfig, path: Path, asked: bool) -> frozenset[str]:
+    """The configured symbols that nobody has named: neither the configuration, nor what is
+    published at *path*.
+
+    :param asked: leave out those that the exchange was asked for already.
+    """
+    content = published(path) or {}
+    known: set[object] = set(config.canonical_symbols)
+    for part in ("symbols", "asked") if asked else ("symbols",):
+        found = content.get(part)
+        known.update(found if isinstance(found, dict | list) else ())
+    return frozenset(symbol for symbol in config.symbols if symbol not in known)
+
+
+class Answer(NamedTuple):
+    """What an exchange's answer means for the configured symbols."""
+
+    asked: Sequence[str]
+    """The configured symbols when it was asked."""
+    unlisted: Sequence[str]
+    """Those of them that it does not list and the operator does not name."""
+
+
 def keep_fetched(
     exchange: Exchange,
-    config: ExchangeConfig,
+    current: Callable[[], ExchangeConfig],
     path: Path,
     pace: RestPace,
     wait: Callable[[float], bool],
-    unlisted: Callable[[Sequence[str]], None],
+    answered: Callable[[Answer], None],
     log: Log,
+    hurried: Callable[[], bool] = lambda: False,
 ) -> None:
     """Fetches the metadata at once and then daily, and publishes it at *path*. Tries again with
     growing waits, for ever.
 
+    :param current: the configuration as it is now; its symbols may change.
     :param pace: the exchange's, shared with all that ask it.
-    :param wait: waits so many seconds; True when it is time to end.
-    :param unlisted: is told the configured symbols that the exchange does not list.
+    :param wait: waits so many seconds, or less; True when it is time to end.
+    :param answered: is told each answer, once it is published.
+    :param hurried: whether it is to be fetched at once, since it was called last.
     """
-    client = rest.RestClient(config.rest_url, exchange.rest_headers)
+    client = rest.RestClient(current().rest_url, exchange.rest_headers)
     retry_s = _FIRST_RETRY_S
     while _granted(exchange, pace, wait):
         pause_s = _REFRESH_S
+        hurried()
+        config = current()
         try:
             # Closed each time: nobody keeps a connection for a day.
             with contextlib.closing(client):
@@ -125,7 +166,8 @@ def keep_fetched(
             publish(path, content)
             log.info("metadata fetched", symbols=len(markets))
             named = config.canonical_symbols
-            unlisted([s for s in asked if s not in markets and s not in named])
+            unlisted = [s for s in asked if s not in markets and s not in named]
+            answered(Answer(asked, unlisted))
             retry_s = _FIRST_RETRY_S
         except (rest.RestError, ValueError, OSError) as error:
             held_s = _hold_of(error)
@@ -138,7 +180,7 @@ def keep_fetched(
                 retry_in_s=max(pause_s, held_s),
                 cached=path.exists(),
             )
-        if _waited(pause_s, path, wait):
+        if _waited(pause_s, path, wait, hurried):
             return
 
 
@@ -171,13 +213,16 @@ def _hold_of(error: Exception) -> float:
     return error.retry_after_s or (LIMITED_S if error.status in rest.LIMITED else 0.0)
 
 
-def _waited(pause_s: float, path: Path, wait: Callable[[float], bool]) -> bool:
-    """Waits so long, less if the published file has vanished; True when it is time to end."""
+def _waited(
+    pause_s: float, path: Path, wait: Callable[[float], bool], hurried: Callable[[], bool]
+) -> bool:
+    """Waits so long, less if the published file has vanished or it is *hurried*; True when it is
+    time to end."""
     deadline_s = time.monotonic() + pause_s
     there = path.exists()
     while (left_s := deadline_s - time.monotonic()) > 0:
         if wait(min(left_s, _LOOK_S)):
             return True
-        if there and not path.exists():
+        if hurried() or (there and not path.exists()):
             return False
     return False

@@ -7,6 +7,7 @@ here does I/O.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -59,11 +60,16 @@ class Normalizer:
         self._exchange = exchange
         self._canonical = canonical
         self._counters = counters
+        self.least_latency_s = math.inf
+        """From the exchange's stamp to the socket; whoever takes it sets it back."""
         self._log = log
         self._encoder = TradeEncoder(exchange.name)
         self._seen = seen
         self._backfill = backfill
         self._flaw = ""
+        self._gone: set[tuple[int, str]] = set()
+        """Connections and symbols whose subscription there has ended: what such a connection
+        still brings of the symbol is not wanted."""
 
     def take(self, record: Record, end: int, now_ns: int) -> Taken:
         """What is to be stored for *record*, acknowledged as *end*. Never fails: what can't be
@@ -77,6 +83,8 @@ class Normalizer:
             decoded = self._exchange.decode(record.payload)
         except Undecodable as error:
             return self._dead(end, frame, DeadLetter("decode", str(error)[:_REASON_CHARS]))
+        if self._gone:
+            decoded = self._without_gone(decoded, record.connection)
         trades = self._admit(decoded.trades, decoded.origin, record.sequence, now_ns)
         frame = frame._replace(origin=decoded.origin)
         if decoded.origin == SNAPSHOT:
@@ -85,9 +93,17 @@ class Normalizer:
         elif trades:
             latency_s = (record.received_ns // 1000 - trades[-1].time_us) / 1e6
             self._counters.observe(Histogram.RECEIVE, latency_s, len(trades))
+            if latency_s < self.least_latency_s:
+                self.least_latency_s = latency_s
         # A repeated frame brings no trade that was not stored with its bytes before.
         symbol = decoded.trades[0].symbol if trades else None
         return self._taken(end, frame, symbol, trades, decoded, now_ns)
+
+    def _without_gone(self, decoded: Decoded, connection: int) -> Decoded:
+        """What a connection brought of symbols that it is to bring."""
+        gone = self._gone
+        wanted = tuple(t for t in decoded.trades if (connection, t.symbol) not in gone)
+        return decoded if len(wanted) == len(decoded.trades) else decoded._replace(trades=wanted)
 
     def _admit(
         self, trades: Sequence[Trade], origin: int, sequence: int, now_ns: int
@@ -184,6 +200,7 @@ class Normalizer:
     def _happened(self, event: messages.Event, sequence: int) -> None:
         """What the reader tells of its connections and of its errands."""
         kind, symbol = event.get("event"), event.get("symbol")
+        self._subscriptions(event, sequence)
         if kind == messages.READER:
             self._seen.happened("restart", sequence)
             self._backfill.reader_started()
@@ -197,6 +214,21 @@ class Normalizer:
             first_id = event.get("first_id")
             if isinstance(first_id, int):
                 self._backfill.failed(symbol, first_id, event.get("passing") is True)
+
+    def _subscriptions(self, event: messages.Event, sequence: int) -> None:
+        """Keeps which connection is to bring what."""
+        kind, symbol, connection = event.get("event"), event.get("symbol"), event.get("connection")
+        if kind == messages.READER:
+            self._gone.clear()
+        if not isinstance(connection, int):
+            return
+        if kind == messages.CONNECTED:
+            self._gone = {(number, each) for number, each in self._gone if number != connection}
+        elif isinstance(symbol, str) and kind == messages.UNSUBSCRIBED:
+            self._gone.add((connection, symbol))
+            self._seen.unsubscribed(symbol, sequence)
+        elif isinstance(symbol, str) and kind == messages.SUBSCRIBED:
+            self._gone.discard((connection, symbol))
 
     def _take_page(self, record: Record, end: int, frame: Frame, now_ns: int) -> Taken:
         """A REST answer: what of it is missing is handed on; a page that can't be what was

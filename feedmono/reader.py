@@ -8,10 +8,11 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from feedmono import log as logs
 from feedmono import messages, metadata, ring, ring_layout, workers
 from feedmono.config import Config, ConnectionsConfig
 from feedmono.connection import Connection
@@ -19,6 +20,7 @@ from feedmono.counters import Counters, Field
 from feedmono.errands import Errands
 from feedmono.exchanges import load
 from feedmono.exchanges.base import spread
+from feedmono.heartbeat import Pulse
 from feedmono.limiter import AttemptLimiter
 from feedmono.log import Log
 from feedmono.pace import RestPace
@@ -30,6 +32,8 @@ _ERRANDS_LIMIT_S = 0.5
 # What a crash of the host may cost a ring on a disk.
 _SYNC_S = 1.0
 _UNLISTED = "the exchange's metadata does not list it"
+_SIGNALS = frozenset({signal.SIGTERM, signal.SIGHUP})
+_TICK_S = 1.0
 _MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs"})
 
 
@@ -50,24 +54,30 @@ class Process:
         self._log = log
         self._lock = threading.RLock()
         self._unlisted: dict[str, str] = {}
+        self._unnamed: frozenset[str] = frozenset()
+        """New symbols that are not subscribed before their metadata are there,"""
+        self._patience_end_s = 0.0
+        """or until then."""
         self._told: dict[str, str] | None = None
         """The refusals that the note tells of."""
         self._stop = threading.Event()
+        self._hurried = threading.Event()
+        """The metadata are to be fetched at once."""
+        self._look_again = threading.Event()
+        """Wakes who fetches them."""
         self._quiet = threading.Event()
         """The connections have ended."""
-        self._threads: list[threading.Thread] = []
+        self._running: list[tuple[threading.Thread, Connection]] = []
         """Those of the connections, ended ones among them until the next one begins."""
         self._limits = self._fitting(config.connections)
         self._limiter = AttemptLimiter(self._shared.attempts, self._exchange.limits, log)
         self._pace = RestPace(self._shared.rest_hold, self._exchange.limits, log)
         self._errands = self._errands_of(request_fd)
-        numbers = Numbers()
-        shares = spread(self._exchange_config.symbols, self._exchange.limits.symbols_per_connection)
-        self._slots = [
-            Slot(self._connection_for(symbols), self._start, numbers, self, self._lock, log)
-            for _ in range(config.connections.redundancy)
-            for symbols in shares
-        ]
+        self._numbers = Numbers()
+        self._copies: list[list[Slot]] = [[] for _ in range(config.connections.redundancy)]
+        """Each has every symbol on one of its slots."""
+        self._leaving: list[Slot] = []
+        """Slots without symbols, whose connections say goodbye."""
 
     def _fitting(self, limits: ConnectionsConfig) -> ConnectionsConfig:
         """The limits, that of a frame no larger than what the ring takes."""
@@ -96,46 +106,47 @@ class Process:
             max_page_bytes=ring_layout.max_payload_bytes(self._ring.capacity_bytes),
         )
 
-    def _connection_for(self, symbols: Sequence[str]) -> Callable[[int, Slot, float], Connection]:
-        def make(number: int, slot: Slot, delay_s: float) -> Connection:
-            return Connection(
-                number,
-                self._exchange,
-                symbols,
-                self._exchange_config.ws_url,
-                self._limits,
-                self._limiter,
-                self._deliver,
-                slot,
-                self._log,
-                random=random.Random(),
-                delay_s=delay_s,
-            )
+    def _make(self, number: int, slot: Slot, delay_s: float) -> Connection:
+        return Connection(
+            number,
+            self._exchange,
+            slot.symbols,
+            self._exchange_config.ws_url,
+            self._limits,
+            self._limiter,
+            self._deliver,
+            slot,
+            self._log,
+            random=random.Random(),
+            delay_s=delay_s,
+        )
 
-        return make
+    @property
+    def _slots(self) -> list[Slot]:
+        return [slot for copy in self._copies for slot in copy]
 
     def run(self) -> int:
-        """Serves until SIGTERM; the exit status."""
-        # The supervisor forked this process with SIGTERM blocked: it stays so in every thread,
-        # and `sigwait` gets it.
+        """Serves until SIGTERM; the exit status. SIGHUP: there are orders."""
+        # The supervisor forked this process with SIGTERM blocked: both stay so in every thread,
+        # and `sigwait` gets them.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         self._append_event(messages.event(messages.READER), 0)
-        self._counters[Field.CONNECTIONS] = len(self._slots)
-        with self._lock:
-            self.changed()
-        for slot in self._slots:
-            slot.start()
+        self._begin()
         self._thread(self._keep_metadata, "metadata")
         errands = self._thread(self._errands.run, "errands")
         syncing = self._thread(self._keep_synced, "ring-sync")
-        signal.sigwait({signal.SIGTERM})
+        while not self._is_told_to_stop():
+            self._tick()
         self._stop.set()
+        self._look_again.set()
         self._errands.stop()
-        for slot in self._slots:
-            slot.stop()
+        with self._lock:
+            for slot in (*self._slots, *self._leaving):
+                slot.stop()
         deadline_s = time.monotonic() + _STOP_LIMIT_S
-        for thread in self._threads:
+        for thread, _ in self._running:
             thread.join(max(0.0, deadline_s - time.monotonic()))
-        late = [thread.name for thread in self._threads if thread.is_alive()]
+        late = [thread.name for thread, _ in self._running if thread.is_alive()]
         if late:
             self._log.warning("connections did not end in time", threads=late)
         # A request under way may take longer; what it would bring is asked for again.
@@ -145,10 +156,114 @@ class Process:
         self._counters[Field.CONNECTED] = 0
         return 0
 
+    def _is_told_to_stop(self) -> bool:
+        """Waits for a signal, a second at most."""
+        told = signal.sigtimedwait(_SIGNALS, _TICK_S)
+        if told is not None and told.si_signo == signal.SIGHUP:
+            self._take_orders()
+        return told is not None and told.si_signo == signal.SIGTERM
+
+    def _tick(self) -> None:
+        """Once a second or more often: shows that every thread comes round."""
+        logs.tick()
+        if not any(pulse.is_late for pulse in self._pulses()):
+            self._counters.add(Field.READER_BEATS)
+
+    def _pulses(self) -> list[Pulse]:
+        running = [connection.pulse for thread, connection in self._running if thread.is_alive()]
+        return [self._errands.pulse, *running]
+
+    # --- Which symbols are served, and by which slot.
+
+    def _begin(self) -> None:
+        """Subscribes what is configured, or ordered since. Symbols that the exchange was never
+        asked about wait for its answer, if there is one about others: the serializer would not
+        know them. Without any answer it has not begun, and the ring takes all."""
+        self._obey(workers.Orders.read(self._shared.orders))
+        with self._lock:
+            if self._shared.metadata.exists():
+                self._await_names(
+                    metadata.unnamed(self._exchange_config, self._shared.metadata, asked=True)
+                )
+            self._assign()
+
+    def _take_orders(self) -> None:
+        """Serves the symbols that are ordered by now, those that it served before without an
+        interruption. New ones are subscribed as soon as the exchange has told what they are, so
+        that none of their trades comes before its name."""
+        before = self._exchange_config
+        self._obey(workers.Orders.read(self._shared.orders))
+        config = self._exchange_config
+        if config == before:
+            return
+        added = set(config.symbols) - set(before.symbols)
+        removed = set(before.symbols) - set(config.symbols)
+        self._log.info("orders taken over", added=sorted(added), removed=sorted(removed))
+        with self._lock:
+            unnamed = metadata.unnamed(config, self._shared.metadata, asked=False)
+            waiting = unnamed & (added | self._unnamed)
+            if waiting - self._unnamed:
+                self._await_names(waiting)
+            self._unnamed = waiting
+            self._assign()
+
+    def _obey(self, orders: workers.Orders | None) -> None:
+        """Takes over what is ordered, but for what has to be done about it."""
+        if orders is None:
+            return
+        logs.set_level(orders.log_level, orders.log_format)
+        self._exchange_config = replace(
+            self._exchange_config,
+            symbols=orders.symbols,
+            canonical_symbols=orders.canonical_symbols,
+        )
+
+    def _await_names(self, symbols: frozenset[str]) -> None:
+        """Has the metadata of these fetched; they are subscribed then, or when patience is out."""
+        self._unnamed = symbols
+        self._patience_end_s = time.monotonic() + metadata.PATIENCE_S
+        self._hurried.set()
+        self._look_again.set()
+
+    def _assign(self) -> None:
+        """Gives each symbol that is to be served its slots; called with the lock held."""
+        symbols = [s for s in self._exchange_config.symbols if s not in self._unnamed]
+        for number, copy in enumerate(self._copies):
+            self._copies[number] = self._assigned(copy, symbols)
+        self._leaving = [slot for slot in self._leaving if slot.is_running]
+        self._counters[Field.CONNECTIONS] = len(self._slots)
+        self.changed()
+
+    def _assigned(self, slots: Sequence[Slot], symbols: Sequence[str]) -> list[Slot]:
+        """One copy's slots for these symbols: each stays where it is, new ones go to where there
+        is the most room, then to new slots; a slot that is left without any ends."""
+        room = self._exchange.limits.symbols_per_connection
+        wanted = set(symbols)
+        shares = [[s for s in slot.symbols if s in wanted] for slot in slots]
+        new = _without(symbols, shares)
+        free = sum(room - len(share) for share in shares)
+        for symbol in new[:free]:
+            min(shares, key=len).append(symbol)
+        kept: list[Slot] = []
+        for slot, share in zip(slots, shares, strict=True):
+            if share:
+                slot.set_symbols(share)
+                kept.append(slot)
+            else:
+                slot.retire()
+                self._leaving.append(slot)
+        return kept + [self._new_slot(share) for share in spread(new[free:], room)]
+
+    def _new_slot(self, symbols: Sequence[str]) -> Slot:
+        slot = Slot(symbols, self._make, self._start, self._numbers, self, self._lock, self._log)
+        slot.start()
+        return slot
+
     def _start(self, connection: Connection) -> None:
         """Runs a connection in its thread; called with the lock held."""
-        self._threads = [thread for thread in self._threads if thread.is_alive()]
-        self._threads.append(self._thread(connection.run, f"connection-{connection.number}"))
+        running = [each for each in self._running if each[0].is_alive()]
+        thread = self._thread(connection.run, f"connection-{connection.number}")
+        self._running = [*running, (thread, connection)]
 
     def _thread(self, target: Callable[[], None], name: str) -> threading.Thread:
         def run() -> None:
@@ -166,21 +281,47 @@ class Process:
     def _keep_metadata(self) -> None:
         metadata.keep_fetched(
             self._exchange,
-            self._exchange_config,
+            lambda: self._exchange_config,
             self._shared.metadata,
             self._pace,
-            self._stop.wait,
-            self._unlisted_are,
+            self._pause,
+            self._answered,
             self._log,
+            self._is_hurried,
         )
 
-    def _unlisted_are(self, symbols: Sequence[str]) -> None:
-        """Some exchanges accept the subscription of a symbol that does not exist."""
-        if symbols:
-            self._log.warning("refused", symbols=list(symbols), reason=_UNLISTED)
+    def _pause(self, seconds: float) -> bool:
+        """Waits so long, or until there is something to do about metadata; whether to end."""
+        if self._unnamed:
+            seconds = min(seconds, max(0.0, self._patience_end_s - time.monotonic()))
+        self._look_again.wait(seconds)
+        self._look_again.clear()
         with self._lock:
-            self._unlisted = dict.fromkeys(symbols, _UNLISTED)
-            self.changed()
+            if self._unnamed and time.monotonic() >= self._patience_end_s:
+                self._log.warning("subscribed without metadata", symbols=sorted(self._unnamed))
+                self._named(self._unnamed)
+        return self._stop.is_set()
+
+    def _is_hurried(self) -> bool:
+        if not self._hurried.is_set():
+            return False
+        self._hurried.clear()
+        return True
+
+    def _answered(self, answer: metadata.Answer) -> None:
+        """Some exchanges accept the subscription of a symbol that does not exist."""
+        if answer.unlisted:
+            self._log.warning("refused", symbols=list(answer.unlisted), reason=_UNLISTED)
+        with self._lock:
+            self._unlisted = dict.fromkeys(answer.unlisted, _UNLISTED)
+            self._named(answer.asked)
+
+    def _named(self, symbols: Iterable[str]) -> None:
+        """Nothing more is waited for about these; called with the lock held."""
+        if self._stop.is_set():
+            return
+        self._unnamed -= set(symbols)
+        self._assign()
 
     def _keep_synced(self) -> None:
         """Sees to it that a crash of the host costs a ring on a disk no more than about the last
@@ -246,19 +387,28 @@ class Process:
         self._append_event(payload, connection)
 
     def changed(self) -> None:
-        served = set().union(*(slot.served for slot in self._slots)) - self._unlisted.keys()
-        refused = self._unlisted | {
+        slots = self._slots
+        wanted = self._exchange_config.symbols
+        unlisted = {s: self._unlisted[s] for s in wanted if s in self._unlisted}
+        served = set().union(*(slot.served for slot in slots)) - unlisted.keys()
+        refused = unlisted | {
             symbol: reason
-            for slot in self._slots
+            for slot in slots
             for symbol, reason in slot.refused_symbols.items()
             if symbol not in served
         }
-        self._counters[Field.CONNECTED] = sum(slot.is_flowing for slot in self._slots)
+        self._counters[Field.CONNECTED] = sum(slot.is_flowing for slot in slots)
         self._counters[Field.SUBSCRIBED] = len(served)
         self._counters[Field.REFUSED] = len(refused)
         if refused != self._told:
             self._told = refused
             workers.tell(self._shared.reader_note, {"refused": refused}, self._log)
+
+
+def _without(symbols: Sequence[str], shares: Sequence[Sequence[str]]) -> list[str]:
+    """The symbols that are in no share."""
+    given = set().union(*shares)
+    return [symbol for symbol in dict.fromkeys(symbols) if symbol not in given]
 
 
 def file_system(folder: Path, mounts: str) -> str:
@@ -301,4 +451,7 @@ def main(config: Config, name: str, wake_fd: int, request_fd: int, log: Log) -> 
     :param wake_fd: the eventfd that wakes the serializer, written after each append.
     :param request_fd: the reading end of the socket for requests of pages, non-blocking.
     """
+    # An ignored signal may be dropped although it is blocked, says POSIX.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     return Process(config, name, wake_fd, request_fd, log).run()

@@ -21,6 +21,8 @@ _TIMEOUT_S = 20.0
 # Of a whole answer: a server that sends a byte now and then is no answer.
 _DEADLINE_S = 120.0
 _MAX_REDIRECTS = 5
+REQUEST_LIMIT_S = 2 * _DEADLINE_S
+"""A request has ended by then, whatever the server does."""
 
 
 class RestError(Exception):

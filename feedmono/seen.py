@@ -17,6 +17,8 @@ EXCHANGE = "exchange"
 """The cause of a hole on a connection that nothing had befallen."""
 RESTART = "restart"
 """The cause of a hole over an end of this process."""
+UNSUBSCRIBED = "unsubscribed"
+"""The cause of a hole over a time in which nobody wanted the symbol."""
 
 _MAX_EVENTS = 1000
 
@@ -55,11 +57,17 @@ class Seen:
         self.folded: list[str] = []
         """Symbols with too many holes, some of which were forgotten; the caller takes them out."""
         self._events: deque[tuple[int, str]] = deque(maxlen=_MAX_EVENTS)
+        self._unsubscribed: dict[str, int] = {}
+        """Where in the ring a symbol's subscription ended last."""
         self._begun = sequence
 
     def happened(self, cause: str, sequence: int) -> None:
         """Something that loses trades, at that place of the ring."""
         self._events.append((sequence, cause))
+
+    def unsubscribed(self, symbol: str, sequence: int) -> None:
+        """The symbol's subscription was ended, at that place of the ring."""
+        self._unsubscribed[symbol] = sequence
 
     def admit(
         self, trades: Sequence[Trade], origin: int, sequence: int, now_us: int
@@ -100,7 +108,7 @@ class Seen:
             self.symbols[symbol] = ids = Ids(trade)
             ids.sequence = sequence
             return True
-        cause = self._cause(ids.sequence)
+        cause = self._cause(symbol, ids.sequence)
         found, found_trades, folded = ids.found, ids.found_trades, ids.folded
         outcome = ids.add(trade, origin, cause, now_us, self.max_trades, sequence)
         if outcome is Outcome.REPEATED:
@@ -130,8 +138,11 @@ class Seen:
         ids.ended.clear()
         return True
 
-    def _cause(self, sequence: int) -> str:
-        """What happened first after the record with that sequence."""
+    def _cause(self, symbol: str, sequence: int) -> str:
+        """What happened first after the record with that sequence; above all that nobody wanted
+        the symbol."""
+        if self._unsubscribed.get(symbol, -1) > sequence:
+            return UNSUBSCRIBED
         first = ""
         for at, cause in reversed(self._events):
             if at <= sequence:

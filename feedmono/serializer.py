@@ -10,31 +10,44 @@ by REST.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import select
 import signal
 import socket
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from feedmono import log as logs
 from feedmono import messages, ring, workers
 from feedmono.backfill import DEAD, Backfill, Settle
 from feedmono.config import Config
-from feedmono.counters import Counters, Field, Histogram
+from feedmono.counters import (
+    NO_OFFSET,
+    OFFSET_SPAN_S,
+    SINK_ERROR_KINDS,
+    Counters,
+    Field,
+    Histogram,
+)
 from feedmono.coverage import News
 from feedmono.exchanges import load
 from feedmono.exchanges.base import PageRequest
+from feedmono.heartbeat import BEAT_S
 from feedmono.ledger import Ledger, LedgerError
 from feedmono.log import Log
+from feedmono.lowest import Lowest
 from feedmono.metadata import CanonicalSymbols
 from feedmono.normalizer import Normalizer, Taken
 from feedmono.ring_layout import Record
 from feedmono.seen import Seen
 from feedmono.sinks.base import Entry, Frame, Sink, SinkFailed
+from feedmono.throttle import Throttle
 from feedmono.trade import STREAM, Trade
 
 _BATCH_RECORDS = 1000
@@ -48,6 +61,11 @@ _SILENT_S = 1.5
 # How long what the sink has acknowledged may wait for the ledger's transaction, 0.35 ms of work.
 COMMIT_S = 0.2
 _COMMIT_RETRY_S = 1.0
+_TICK_S = 1.0
+# Topics are created, schemas registered, files cut to what is whole.
+_OPEN_ALLOWANCE_S = 120.0
+# A damaged ring of many GiB is searched for records.
+_SALVAGE_ALLOWANCE_S = 3600.0
 
 
 class Parts(NamedTuple):
@@ -103,8 +121,10 @@ class Serializer:
         self._deferred: deque[tuple[int, Settle]] = deque()
         self.trouble = ""
         """Why the ledger can't be written; empty if it can."""
-        self._errors_before = sink.stats.errors
+        self._failures_before = Counter(sink.stats.failures)
         self._dead_before = sink.stats.dead_letters
+        self._offset = Lowest(OFFSET_SPAN_S)
+        self._offset_due_s = -math.inf
 
     @property
     def idle(self) -> bool:
@@ -116,22 +136,23 @@ class Serializer:
         """What the positions of the next ring count from."""
         return self._base + self._source.position
 
-    def step(self, hurry: bool = False) -> int:
+    def step(self, hurry: bool = False, reads: bool = True) -> int:
         """One round; returns how many records it read.
 
         :param hurry: what is acknowledged goes into the ledger at once.
+        :param reads: whether to read on, rather than only to end what is under way.
         """
         self._acknowledge(self._sink.poll(0))
         self._commit_if_due(hurry)
         read = 0
-        if not self._offered:
+        if not self._offered and reads:
             read = self._read()
         if self._offered:
             self._hand_over()
         if not read and self._outstanding and self._ahead >= self._window:
             self._sink.flush()
         # With a full window no answer could be read, and whatever is missing can wait.
-        if self._ahead < self._window:
+        if self._ahead < self._window and reads:
             self._ask(caught_up=not read and not self._offered)
         if due := self._news.due(self._ledger.symbols):
             self._sink.cover(due)
@@ -290,9 +311,11 @@ class Serializer:
     def _publish(self) -> None:
         counters, seen, backfill = self._counters, self._seen, self._backfill
         stats = self._sink.stats
-        if stats.errors != self._errors_before:
-            counters.add(Field.SINK_ERRORS, stats.errors - self._errors_before)
-            self._errors_before = stats.errors
+        if stats.failures != self._failures_before:
+            for kind, times in (stats.failures - self._failures_before).items():
+                counters.add(SINK_ERROR_KINDS[kind], times)
+                counters.add(Field.SINK_ERRORS, times)
+            self._failures_before = Counter(stats.failures)
         if stats.dead_letters != self._dead_before:
             counters.add(Field.DEAD_LETTERS, stats.dead_letters - self._dead_before)
             self._dead_before = stats.dead_letters
@@ -310,6 +333,12 @@ class Serializer:
         counters[Field.OPEN_TRADES] = backfill.open_trades
         counters[Field.ABSENT] = backfill.absent
         counters[Field.BEYOND] = backfill.beyond
+        if (now_s := time.monotonic()) >= self._offset_due_s:
+            self._offset_due_s = now_s + 1.0
+            offset_s = self._offset.look(now_s, self._normalizer.least_latency_s)
+            self._normalizer.least_latency_s = math.inf
+            offset_ns = NO_OFFSET if offset_s == math.inf else int(offset_s * 1e9)
+            counters.set_signed(Field.CLOCK_OFFSET_NS, offset_ns)
 
 
 class Process:
@@ -324,16 +353,25 @@ class Process:
         self._log = log
         self._note = ""
         self._stopping = False
+        self._yielding = False
+        self._tick_s = 0.0
+        self._ordered = True
+        self._throttle = Throttle(self._counters)
         self._wake_fd = wake_fd
         self._requests = socket.socket(fileno=os.dup(request_fd))
         self._requests.setblocking(False)
         # Made by `run`.
+        self._canonical: CanonicalSymbols
+        self._backfill: Backfill | None = None
         self._ledger: Ledger
         self._ledger_trouble = ""
         stop_read, stop_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(stop_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, self._stop)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        signal.signal(workers.YIELD, self._yield)
+        signal.signal(signal.SIGHUP, self._order)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGHUP, workers.YIELD})
+        self._stop_read = stop_read
         self._stop_poll = select.poll()
         self._stop_poll.register(stop_read, select.POLLIN)
         self._poll = select.poll()
@@ -343,16 +381,29 @@ class Process:
     def _stop(self, *_: object) -> None:
         self._stopping = True
 
+    def _yield(self, *_: object) -> None:
+        self._yielding = True
+
+    def _order(self, *_: object) -> None:
+        self._ordered = True
+
+    @property
+    def _ending(self) -> bool:
+        return self._stopping or self._yielding
+
     def run(self) -> int:
-        """Serves until SIGTERM, and then until the ring is empty; the exit status."""
+        """Serves until SIGTERM, and then until the ring is empty; or until `workers.YIELD`, and
+        then until what it has read is in the ledger. The exit status."""
         canonical = CanonicalSymbols(self._exchange_config, self._shared.metadata)
+        self._canonical = canonical
+        self._take_orders()
         if not self._until(canonical.ready, lambda: canonical.trouble):
             return 0
         if not self._until(self._open_ledger, lambda: self._ledger_trouble):
             return 0
         sink = open_sink(self._config, self._name, self._shared, self._ledger.mark, self._log)
         try:
-            ready = self._until(sink.open, lambda: sink.trouble)
+            ready = self._until(sink.open, lambda: sink.trouble, _OPEN_ALLOWANCE_S)
             if ready and self._until(lambda: self._begun(sink), lambda: self._ledger_trouble):
                 self._deliver(canonical, sink)
         except SinkFailed as error:
@@ -363,6 +414,25 @@ class Process:
         sink.close()
         self._ledger.close()
         return 0
+
+    def _take_orders(self) -> None:
+        """Takes over what was ordered since the last time. Trades of a new symbol come when its
+        name is published: the reader sees to that."""
+        if not self._ordered:
+            return
+        self._ordered = False
+        orders = workers.Orders.read(self._shared.orders)
+        if orders is None:
+            return
+        logs.set_level(orders.log_level, orders.log_format)
+        self._exchange_config = replace(
+            self._exchange_config,
+            symbols=orders.symbols,
+            canonical_symbols=orders.canonical_symbols,
+        )
+        self._canonical.follow(self._exchange_config)
+        if self._backfill is not None:
+            self._backfill.follow(orders.symbols)
 
     def _open_ledger(self) -> bool:
         try:
@@ -389,11 +459,14 @@ class Process:
         seen = Seen(ledger.copy(), config.backfill.max_trades, ledger.sequence)
         symbols = self._exchange_config.symbols
         backfill = Backfill(seen, exchange, config.backfill, symbols, self._request)
+        self._backfill = backfill
         normalizer = Normalizer(exchange, canonical, seen, backfill, self._counters, self._log)
         news = News(config.coverage_interval_s)
         news.changed(ledger.symbols, ledger.symbols)
         parts = Parts(normalizer, seen, backfill, sink, ledger, news)
         base = self._drain_rings_set_aside(parts)
+        if base is None:
+            return
         live = ring.RingReader(self._shared.ring)
         ledger.keep_ring(live.first_sequence)
         self._serve(live, parts, base, last=True)
@@ -406,21 +479,26 @@ class Process:
             return False
         return True
 
-    def _drain_rings_set_aside(self, parts: Parts) -> int:
+    def _drain_rings_set_aside(self, parts: Parts) -> int | None:
         """Delivers what lies in rings that were replaced (another capacity, damage); a damaged
-        one is kept under a new name, the others are removed."""
+        one is kept under a new name, the others are removed. What the positions of the next ring
+        count from; None if it is to yield."""
         base = 0
         for path in aside(self._shared.ring):
             self._log.info("draining a ring that was set aside", path=str(path))
             source: ring.RingReader | ring.SalvagedReader
-            try:
-                source = ring.RingReader(path)
-                intact = True
-            except ring.RingError:
-                source = ring.SalvagedReader(path)
-                intact = False
-            base = self._serve(source, parts, base, last=False)
+            with self._allowed(_SALVAGE_ALLOWANCE_S):
+                try:
+                    source = ring.RingReader(path)
+                    intact = True
+                except ring.RingError:
+                    source = ring.SalvagedReader(path)
+                    intact = False
+            served = self._serve(source, parts, base, last=False)
             source.close()
+            if served is None:
+                return None
+            base = served
             if intact:
                 path.unlink()
             else:
@@ -429,32 +507,43 @@ class Process:
 
     def _serve(
         self, source: ring.RingReader | ring.SalvagedReader, parts: Parts, base: int, last: bool
-    ) -> int:
-        """Runs the loop over one ring: for ever if it is the *last*, else until it is empty."""
+    ) -> int | None:
+        """Runs the loop over one ring: for ever if it is the *last*, else until it is empty. What
+        the positions of the next one count from; None if it is to yield."""
         window = self._config.window
         serializer = Serializer(source, parts, self._counters, window, base)
         sink = parts.sink
         linger_s = self._config.linger_s
         while True:
-            ending = self._stopping or not last
-            read = serializer.step(hurry=ending)
+            self._beat()
+            self._take_orders()
+            ending = self._ending or not last
+            read = serializer.step(hurry=ending, reads=not self._yielding)
             self._say(sink.trouble or serializer.trouble)
             if ending and not read:
-                if serializer.idle and not source.used_bytes:
+                if serializer.idle and (self._yielding or not source.used_bytes):
                     serializer.finish()
-                    return serializer.base
+                    return None if self._yielding else serializer.base
                 if not serializer.trouble:
                     sink.flush()
+            elif last and not ending:
+                self._pause()
             if read >= _BUSY_RECORDS:
                 continue
             if self._wait(serializer.wait_s()) and linger_s:
                 # Company for the trade that just came: one wake-up for several.
                 time.sleep(linger_s)
 
+    def _pause(self) -> None:
+        """As long as the supervisor's throttle demands it."""
+        while not self._ending and (pause_s := self._throttle.pause_s()):
+            self._beat()
+            self._stop_poll.poll(math.ceil(pause_s * 1000))
+
     def _wait(self, timeout_s: float) -> bool:
-        """Waits for records, for SIGTERM, or for so long; whether there are records."""
+        """Waits for records, for a signal, or for so long; whether there are records."""
         woken = False
-        for fd, _ in self._poll.poll(timeout_s * 1000):
+        for fd, _ in self._poll.poll(min(timeout_s, BEAT_S) * 1000):
             if fd == self._wake_fd:
                 os.eventfd_read(fd)
                 woken = True
@@ -462,19 +551,46 @@ class Process:
                 os.read(fd, 64)
         return woken
 
-    def _until(self, ready: Callable[[], bool], trouble: Callable[[], str]) -> bool:
-        """Tries with growing waits until it is *ready*; False if SIGTERM came first."""
+    def _beat(self) -> None:
+        """Shows that the loop comes round, and about once a second what the log has counted."""
+        self._counters.add(Field.SERIALIZER_BEATS)
+        if (now_s := time.monotonic()) >= self._tick_s:
+            self._tick_s = now_s + _TICK_S
+            logs.tick()
+
+    @contextlib.contextmanager
+    def _allowed(self, seconds: float) -> Iterator[None]:
+        """The block may take so long, without a beat."""
+        self._counters[Field.SERIALIZER_ALLOWANCE_S] = int(seconds)
+        self._beat()
+        try:
+            yield
+        finally:
+            self._beat()
+            self._counters[Field.SERIALIZER_ALLOWANCE_S] = 0
+
+    def _until(
+        self, ready: Callable[[], bool], trouble: Callable[[], str], allowance_s: float = 0.0
+    ) -> bool:
+        """Tries with growing waits until it is *ready*; False if it is to end before.
+
+        :param allowance_s: how long a try may take.
+        """
         pause_s = _FIRST_RETRY_S
         begun_s = time.monotonic()
-        while not self._stopping:
-            if ready():
-                return True
+        while not self._ending:
+            with self._allowed(allowance_s):
+                if ready():
+                    return True
             if time.monotonic() - begun_s >= _SILENT_S:
                 self._say(trouble())
             deadline_s = time.monotonic() + pause_s
             # The reader's wake-ups are of no interest before there is a sink.
-            while not self._stopping and (left_s := deadline_s - time.monotonic()) > 0:
-                self._stop_poll.poll(left_s * 1000)
+            while not self._ending and (left_s := deadline_s - time.monotonic()) > 0:
+                if self._stop_poll.poll(min(left_s, BEAT_S) * 1000):
+                    os.read(self._stop_read, 64)
+                self._take_orders()
+                self._beat()
             pause_s = min(pause_s * 2, _RETRY_CAP_S)
         return False
 

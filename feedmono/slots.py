@@ -8,6 +8,10 @@ who reads the ring drops what it has seen. So nothing is lost in between, and no
 the old one ends too early it does not come back: the successor is all there is, and counts as a
 reconnect. A successor that is refused symbols which the old one has does not replace it: both go
 on, another successor is tried now and then, and the last one is there when the old one ends.
+
+Which symbols it serves may change at any time: both connections follow, and the next one begins
+with them. What a place has subscribed is what the exchange does; what of it is wanted is the
+slot's.
 """
 
 from __future__ import annotations
@@ -15,13 +19,13 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from feedmono import messages
 from feedmono.connection import MAINTENANCE, Connection, State
-from feedmono.counters import Field
+from feedmono.counters import Field, reconnect_field
 from feedmono.log import Log
 
 MAINTENANCE_INTERVAL_S = 5.0
@@ -69,7 +73,8 @@ class Owner(Protocol):
 
 
 Make = Callable[[int, "Slot", float], Connection]
-"""A connection of that number for a slot, to wait so many seconds before its first attempt."""
+"""A connection of that number for a slot and its symbols, to wait so many seconds before its first
+attempt."""
 Start = Callable[[Connection], None]
 """Runs a connection in a thread of its own."""
 
@@ -99,6 +104,7 @@ class Slot:
 
     def __init__(
         self,
+        symbols: Sequence[str],
         make: Make,
         start: Start,
         numbers: Numbers,
@@ -109,6 +115,8 @@ class Slot:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """:param lock: shared by all slots of *owner*, and by *numbers*."""
+        self.symbols = tuple(symbols)
+        """Those that it is to serve; changed by `set_symbols`."""
         self._make = make
         self._start = start
         self._numbers = numbers
@@ -121,6 +129,7 @@ class Slot:
         self._current: _Place | None = None
         self._successor: _Place | None = None
         self._stopped = False
+        self._retired = False
         self._maintained_s = -math.inf
         # When another successor is to be tried, and how long the next one is waited for.
         self._renew_at_s = math.inf
@@ -140,6 +149,31 @@ class Slot:
             for connection in self._running.values():
                 connection.stop()
 
+    # --- What is to be served; for callers that hold the lock.
+
+    def set_symbols(self, symbols: Sequence[str]) -> None:
+        """From now on it is to serve these."""
+        if (symbols := tuple(symbols)) == self.symbols:
+            return
+        self.symbols = symbols
+        for place in self._places():
+            place.connection.set_symbols(symbols)
+        # What it lacked may be what is not wanted any more.
+        if self._successor is not None and self._successor.ready:
+            self._replace_if_able(self._successor)
+
+    def retire(self) -> None:
+        """Nothing is to be served any more: its connections end in order, with nothing given up
+        that they have received."""
+        self._stopped = self._retired = True
+        for connection in self._running.values():
+            connection.retire()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether any of its connections has not ended yet."""
+        return bool(self._running)
+
     # --- What it tells; for callers that hold the lock.
 
     @property
@@ -149,13 +183,17 @@ class Slot:
 
     @property
     def served(self) -> Set[str]:
-        """The symbols that the exchange acknowledged on an open connection."""
-        return set().union(*(place.subscribed for place in self._places()))
+        """Its symbols that the exchange acknowledged on an open connection."""
+        return set().union(*(place.subscribed for place in self._places())) & self._wanted
 
     @property
     def refused_symbols(self) -> Mapping[str, str]:
         """Symbol → why the exchange refused it last, whether or not it is served otherwise."""
-        return self._refused
+        return {s: self._refused[s] for s in self.symbols if s in self._refused}
+
+    @property
+    def _wanted(self) -> frozenset[str]:
+        return frozenset(self.symbols)
 
     # --- The succession.
 
@@ -203,32 +241,45 @@ class Slot:
             if place is None:
                 return
             place.ready = True
-            if place is self._successor:
-                old = self._current
-                assert old is not None, "a successor has a predecessor"
-                if lacking := old.subscribed - place.subscribed:
-                    self._go_on_with_both(old, place, lacking)
-                    return
-                self._take_over()
-                old.connection.retire()
-                self._owner.count(Field.ROTATIONS)
-                self._log.info("replaced", connection=old.connection.number, successor=number)
-                self._owner.changed()
-            self._succeed()
+            if place is not self._successor:
+                self._succeed()
+            elif not self._replace_if_able(place):
+                self._go_on_with_both(place)
+
+    def _lacking(self, successor: _Place) -> Set[str]:
+        """The symbols for which the current connection is still needed."""
+        assert self._current is not None, "a successor has a predecessor"
+        return (self._current.subscribed - successor.subscribed) & self._wanted
+
+    def _replace_if_able(self, successor: _Place) -> bool:
+        """Whether the successor, which is ready, has replaced the current connection."""
+        if self._lacking(successor):
+            return False
+        old = self._current
+        assert old is not None, "a successor has a predecessor"
+        self._take_over()
+        old.connection.retire()
+        self._owner.count(Field.ROTATIONS)
+        numbers = {"connection": old.connection.number, "successor": successor.connection.number}
+        self._log.info("replaced", **numbers)
+        self._owner.changed()
+        self._succeed()
+        return True
 
     def _take_over(self) -> None:
         """The successor is the current one."""
         self._current, self._successor = self._successor, None
         self._renew_at_s, self._renew_s = math.inf, RENEW_FIRST_S
 
-    def _go_on_with_both(self, old: _Place, successor: _Place, lacking: Set[str]) -> None:
+    def _go_on_with_both(self, successor: _Place) -> None:
         """The old one is still needed."""
+        assert self._current is not None, "a successor has a predecessor"
         self._renew_at_s = self._clock() + self._renew_s
         self._log.warning(
             "not replaced: the successor lacks symbols",
-            connection=old.connection.number,
+            connection=self._current.connection.number,
             successor=successor.connection.number,
-            symbols=sorted(lacking),
+            symbols=sorted(self._lacking(successor)),
             retry_in_s=self._renew_s,
         )
         self._renew_s = min(2 * self._renew_s, RENEW_CAP_S)
@@ -251,6 +302,7 @@ class Slot:
             if place is self._successor:
                 return
             self._owner.count(Field.RECONNECTS)
+            self._owner.count(reconnect_field(reason))
             if self._successor is not None:
                 # It does not come back: see `Connection.make_last`.
                 self._take_over()
@@ -267,6 +319,9 @@ class Slot:
                 if state is State.SUBSCRIBING:
                     self._owner.event(messages.CONNECTED, connection=number)
                 if not place.is_open:
+                    if self._retired:
+                        for symbol in place.subscribed:
+                            self._tell(messages.UNSUBSCRIBED, number, symbol)
                     place.subscribed.clear()
                     place.ready = False
                     place.aging = ""
@@ -281,8 +336,19 @@ class Slot:
             if place is not None:
                 place.subscribed.add(symbol)
                 self._refused.pop(symbol, None)
-                self._owner.event(messages.SUBSCRIBED, connection=number, symbol=symbol)
+                self._tell(messages.SUBSCRIBED, number, symbol)
                 self._owner.changed()
+
+    def unsubscribed(self, number: int, symbol: str) -> None:
+        with self._lock:
+            place = self._of(number)
+            if place is not None:
+                place.subscribed.discard(symbol)
+                self._tell(messages.UNSUBSCRIBED, number, symbol)
+                self._owner.changed()
+
+    def _tell(self, kind: str, number: int, symbol: str) -> None:
+        self._owner.event(kind, connection=number, symbol=symbol)
 
     def refused(self, number: int, symbol: str, reason: str) -> None:
         with self._lock:

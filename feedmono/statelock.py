@@ -84,9 +84,14 @@ def guarded(ring: Path) -> Iterator[None]:
 
 
 def holder(state_dir: Path) -> int | None:
-    """The pid of the running instance; None if none runs there."""
+    """The pid of the running instance; None if none runs there.
+
+    :raises PermissionError: that is not to be told without the right to read there.
+    """
     try:
         fd = os.open(state_dir / _FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except PermissionError:
+        raise
     except OSError:
         return None
     try:

@@ -1,14 +1,15 @@
-"""The supervisor: start, watch, reap, restart, stop. It carries no data and has one thread.
+"""The supervisor: start, watch, reap, restart, reload, stop. It carries no data and has one thread.
 
-It forks a reader and a serializer per exchange and is woken by signals and by the next thing that
-is due; a signal handler does nothing but wake it. Its children die with it, and a new instance
-goes on from the rings they leave.
+It forks a reader and a serializer per exchange, and a process that serves metrics. It is woken by
+signals and by the next thing that is due; a signal handler does nothing but wake it. Each second it
+looks: at rings, processes, beats, budgets. Its children die with it, and a new instance goes on
+from the rings they leave.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gc
+import math
 import os
 import re
 import select
@@ -16,51 +17,43 @@ import signal
 import socket
 import sys
 import time
-import traceback
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
-from feedmono import ledger, reader, ring, ring_layout, serializer, snapshot, statelock, workers
+from feedmono import (
+    alarms,
+    budget,
+    events,
+    reader,
+    reload,
+    ring,
+    samples,
+    serializer,
+    snapshot,
+    statelock,
+    workers,
+)
 from feedmono import log as logs
-from feedmono.config import Config
+from feedmono.children import HUNG, MEMORY, RELOAD, RETRY_CAP_S, RING, Child
+from feedmono.config import Config, ConfigError, ExchangeConfig
 from feedmono.counters import Counters
+from feedmono.listener import Listener
 from feedmono.log import Log
+from feedmono.processes import Processes, Usage, open_files_limit
+from feedmono.rings import Rings
 
-_FIRST_RETRY_S = 0.25
-_RETRY_CAP_S = 30.0
 _SAMPLE_S = 1.0
 _SUMMARY_S = 60.0
-# Far above any Unix time in µs, and with room behind it in 64 bits: beyond it is damage.
-_MOST_SEQUENCE = 1 << 62
+_FIRST_RETRY_S = 0.25
 # A status that is older is no status.
 _SILENT_S = 10.0
 # Of an orderly stop, what the readers may take before they are killed; they only say goodbye.
 _READERS_SHARE = 0.4
-
-
-@dataclass(slots=True)
-class Worker:
-    """A process that is to run, and how it is doing."""
-
-    role: str
-    exchange: str
-    main: Callable[[Config, str, int, int, Log], int]
-    wake_fd: int
-    request_fd: int
-    """Its end of the socket through which the serializer asks the reader for pages."""
-    pid: int | None = None
-    progress: int = 0
-    """`snapshot.Sampler.progress` when it was started: one that did some work before it ended is
-    started again after the shortest wait."""
-    retry_s: float = _FIRST_RETRY_S
-    due_s: float = 0.0
-    """When it is to be started, if it does not run."""
-    restarts: int = 0
-
-    @property
-    def name(self) -> str:
-        return f"{self.role} {self.exchange}"
+# CPU is judged once the start, which takes much, is out of the samples.
+_SETTLED_S = 15.0
 
 
 @dataclass(slots=True)
@@ -92,28 +85,62 @@ class Display:
 
 
 @dataclass(slots=True)
+class _Exchange:
+    """One that is served."""
+
+    sampler: snapshot.Sampler
+    reader: Child
+    serializer: Child
+    judge: budget.Judge = field(default_factory=budget.Judge)
+    mending: _Mending | None = None
+    """Its ring can't be used and is not replaced yet."""
+    resizing: bool = False
+    """Its ring is to be replaced once both workers have ended."""
+    fds: tuple[int, ...] = ()
+    """Of the workers' eventfd and sockets, closed when it is not served any more."""
+
+    @property
+    def children(self) -> tuple[Child, Child]:
+        return self.serializer, self.reader
+
+
 class Supervisor:
     """One instance, from its start to its end: `run`."""
 
-    config: Config
-    log: Log
-    display: Display = field(default_factory=Display)
-    _workers: list[Worker] = field(default_factory=list)
-    _samplers: dict[str, snapshot.Sampler] = field(default_factory=dict)
-    _signals: list[int] = field(default_factory=list)
-    _poll: select.poll = field(default_factory=select.poll)
-    _signal_fd: int = -1
-    _guards: dict[str, int] = field(default_factory=dict)
-    """Exchange → the descriptor that holds the lock on its ring, for its workers to inherit."""
-    _mending: dict[str, _Mending] = field(default_factory=dict)
-    """By exchange, the rings that can't be used and are not replaced yet."""
-    _started_s: float = 0.0
-    _status_trouble: str = ""
+    def __init__(
+        self,
+        config: Config,
+        log: Log,
+        display: Display | None = None,
+        reread: Callable[[], Config] | None = None,
+    ) -> None:
+        """:param reread: gives the configuration as it is now, for a reload, or raises
+        `ConfigError`; default: the same as before.
+        """
+        self.config = config
+        self.log = log
+        self.display = display or Display()
+        self._reread = reread or (lambda: self.config)
+        self._reloads = 0
+        self._exchanges: dict[str, _Exchange] = {}
+        self._rings = Rings(log)
+        self._listener = Listener(log)
+        self._status = Child("status", "", self._serve_status)
+        self._processes = Processes()
+        self._roles = {"supervisor": snapshot.Role(), "status": snapshot.Role()}
+        self._cpu: deque[tuple[float, float]] = deque(maxlen=snapshot.SAMPLES + 1)
+        self._alarms = alarms.Alarms(log)
+        self._store: samples.Store
+        self._signals: list[int] = []
+        self._poll = select.poll()
+        self._signal_fd = -1
+        self._started_s = 0.0
+        self._status_trouble = ""
 
     # --- start
 
     def run(self, for_s: float | None = None) -> int:
-        """Captures until SIGTERM, SIGINT or SIGHUP, or for *for_s* seconds; the exit status."""
+        """Captures until SIGTERM or SIGINT, or for *for_s* seconds; the exit status."""
         try:
             lock_fd = statelock.hold(self.config.state_dir)
         except statelock.LockHeldError as error:
@@ -123,11 +150,13 @@ class Supervisor:
             self.log.error("not started", error=f"state_dir {self.config.state_dir}: {error}")
             return 1
         try:
-            self._prepare()
+            for exchange in self.config.enabled_exchanges:
+                self._add(exchange)
         except (ring.RingError, statelock.LockHeldError, OSError) as error:
             self.log.error("not started", error=str(error))
             os.close(lock_fd)
             return 1
+        self._store = samples.Store(self.config.state_dir, self.config.samples.keep_s, self.log)
         self._listen()
         workers.set_title("supervisor")
         self._started_s = time.monotonic()
@@ -138,51 +167,50 @@ class Supervisor:
             "started",
             pid=os.getpid(),
             sink=self.config.sink,
-            exchanges=[e.name for e in self.config.enabled_exchanges],
+            exchanges=list(self._exchanges),
             state_dir=str(self.config.state_dir),
         )
+        self._listener.bind(self.config.http)
         self._watch(None if for_s is None else time.monotonic() + for_s)
         status = self._stop()
         os.close(lock_fd)
         return status
 
-    def _prepare(self) -> None:
-        """Rings, counters and workers of each exchange, not started yet."""
-        self.config.ring_dir.mkdir(parents=True, exist_ok=True)
-        for exchange in self.config.enabled_exchanges:
-            shared = workers.Shared.of(self.config, exchange.name)
-            with statelock.guarded(shared.ring):
-                self._prepare_ring(exchange.name, shared)
-            self._guards[exchange.name] = statelock.guard(shared.ring)
-            Counters.create(shared.counters)
-            for note in (shared.reader_note, shared.serializer_note):
-                note.unlink(missing_ok=True)
-            self._samplers[exchange.name] = snapshot.Sampler(self.config, exchange)
-            wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            asks, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-            for role, main, end in (
-                ("serializer", serializer.main, asks),
-                ("reader", reader.main, asked),
-            ):
-                end.setblocking(False)
-                self._workers.append(Worker(role, exchange.name, main, wake_fd, end.detach()))
+    def _add(self, exchange: ExchangeConfig) -> None:
+        """Ring, counters and workers of an exchange, not started yet.
 
-    def _prepare_ring(self, exchange: str, shared: workers.Shared) -> None:
-        capacity_bytes = self.config.ring_capacity_bytes
-        prepared = ring.prepare(shared.ring, capacity_bytes, _least_sequence(shared))
-        if prepared.set_aside:
-            self.log.warning(
-                "ring set aside",
-                exchange=exchange,
-                path=str(prepared.set_aside),
-                reason=prepared.reason,
-            )
-        if prepared.kept_bytes:
-            self.log.info(
-                "ring holds what was not delivered before",
-                exchange=exchange,
-                size_bytes=prepared.kept_bytes,
-            )
+        :raises RingError, LockHeldError, OSError: it can't be served.
+        """
+        name = exchange.name
+        shared = workers.Shared.of(self.config, name)
+        self._rings.open(self.config, name)
+        Counters.create(shared.counters)
+        for note in (shared.reader_note, shared.serializer_note, shared.orders):
+            note.unlink(missing_ok=True)
+        wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        asks, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        for end in (asks, asked):
+            end.setblocking(False)
+        asks_fd, asked_fd = asks.detach(), asked.detach()
+
+        def read(log: Log) -> int:
+            return reader.main(self.config, name, wake_fd, asked_fd, log)
+
+        def serialize(log: Log) -> int:
+            return serializer.main(self.config, name, wake_fd, asks_fd, log)
+
+        self._exchanges[name] = _Exchange(
+            snapshot.Sampler(self.config, exchange),
+            Child("reader", name, read),
+            Child("serializer", name, serialize, workers.YIELD),
+            fds=(wake_fd, asks_fd, asked_fd),
+        )
+
+    def _serve_status(self, log: Log) -> int:
+        from feedmono import status  # noqa: PLC0415  what it imports only it has to carry
+
+        assert self._listener.socket is not None, "it is started only with an address"
+        return status.main(self.config, self._listener.socket, self._listener.beat_fd, log)
 
     def _listen(self) -> None:
         """Signals only wake the loop, which reads their numbers from a pipe."""
@@ -196,33 +224,67 @@ class Supervisor:
     # --- watch
 
     def _watch(self, end_s: float | None) -> None:
-        """Starts what is due, samples, until the end or until a signal to stop."""
-        sample_s = time.monotonic()
-        summary_s = sample_s + _SUMMARY_S
-        while not self._signals:
+        """Starts what is due, looks, until the end or until a signal to stop."""
+        look_s = time.monotonic()
+        summary_s = look_s + _SUMMARY_S
+        while True:
             now_s = time.monotonic()
-            if end_s is not None and now_s >= end_s:
+            if self._is_to_stop() or (end_s is not None and now_s >= end_s):
                 return
-            for exchange in [e for e, mending in self._mending.items() if mending.due_s <= now_s]:
-                self._mend_ring(exchange)
-            for worker in self._startable():
-                if worker.due_s <= now_s:
-                    self._start(worker)
-            if sample_s <= now_s:
-                sample_s = now_s + _SAMPLE_S
-                self._look_for_rings()
-                state = self._sample()
+            for name, exchange in self._exchanges.items():
+                if exchange.mending and exchange.mending.due_s <= now_s:
+                    self._mend_ring(name)
+            for child in self._startable():
+                if child.due_s <= now_s:
+                    self._start(child)
+            for child in self._children():
+                if child.kill_at_s <= now_s:
+                    self._kill_late(child)
+            if look_s <= now_s:
+                look_s = now_s + _SAMPLE_S
+                state = self._look()
                 if summary_s <= now_s and not self.display.fds:
                     summary_s = now_s + _SUMMARY_S
                     summarize(state, self.log)
-            due = [worker.due_s for worker in self._startable()]
-            due += [mending.due_s for mending in self._mending.values()]
-            self._wait(min([sample_s, *due] + ([end_s] if end_s is not None else [])))
+            self._wait(min([look_s, *self._due(), *([] if end_s is None else [end_s])]))
             self._reap()
 
-    def _startable(self) -> list[Worker]:
-        """The workers that do not run, and have a ring to run on."""
-        return [w for w in self._workers if w.pid is None and w.exchange not in self._mending]
+    def _is_to_stop(self) -> bool:
+        """Acts on the signals that came, but for those that end it."""
+        while self._signals:
+            if self._signals[0] != signal.SIGHUP or self._hung_up():
+                return True
+            self._signals.pop(0)
+            self._reload()
+        return False
+
+    def _hung_up(self) -> bool:
+        """Whether the terminal that showed it is gone: then SIGHUP means the end, as of old."""
+        return bool(self.display.fds) and not os.isatty(sys.stdout.fileno())
+
+    def _children(self) -> Iterator[Child]:
+        for exchange in self._exchanges.values():
+            yield from exchange.children
+        yield self._status
+
+    def _startable(self) -> list[Child]:
+        """The children that do not run, and have what they need to."""
+        found = [
+            child
+            for exchange in self._exchanges.values()
+            if not exchange.mending and not exchange.resizing
+            for child in exchange.children
+            if child.pid is None and not child.leaving
+        ]
+        if self._status.pid is None and self._listener.socket is not None:
+            found.append(self._status)
+        return found
+
+    def _due(self) -> Iterator[float]:
+        """When something is to be done."""
+        yield from (child.due_s for child in self._startable())
+        yield from (child.kill_at_s for child in self._children())
+        yield from (e.mending.due_s for e in self._exchanges.values() if e.mending)
 
     def _wait(self, until_s: float) -> None:
         """Waits for a signal, for the display, or until then."""
@@ -234,19 +296,137 @@ class Supervisor:
             else:
                 self.display.readable(fd)
 
-    def _sample(self) -> snapshot.Snapshot:
+    # --- look, once a second
+
+    def _look(self) -> snapshot.Snapshot:
+        self._look_for_rings()
+        self._listener.bind(self.config.http)
+        usages = self._processes.look(
+            [os.getpid(), *(child.pid for child in self._children() if child.pid is not None)]
+        )
+        state = self._sample(usages)
+        found = list(alarms.conditions(state, self._alarms.kinds))
+        found += self._look_at_hearts(usages)
+        if time.monotonic() < self._started_s + _SETTLED_S:
+            found = [condition for condition in found if condition.kind not in alarms.CPU_KINDS]
+        else:
+            self._keep_budgets(state)
+        state = replace(state, alarms=self._alarms.look(found, state.taken_at_s))
+        self._publish(state)
+        self._store.add(state)
+        logs.tick()
+        events.rotate(self.config.state_dir)
+        return state
+
+    def _sample(self, usages: dict[int, Usage]) -> snapshot.Snapshot:
         now_s, now_at_s = time.monotonic(), time.time()
-        state = snapshot.Snapshot(
+        exchanges = tuple(
+            exchange.sampler.sample(self._known(exchange, now_s), usages)
+            for exchange in self._exchanges.values()
+        )
+        folders = {"state_dir": self.config.state_dir, "ring_dir": self.config.ring_dir}
+        if self.config.sink == "files":
+            folders["files.dir"] = self.config.files.dir
+        return snapshot.Snapshot(
             os.getpid(),
             # By the clock as it is now: that may have been set since.
             now_at_s - (now_s - self._started_s),
             now_at_s,
             self.config.sink,
-            tuple(
-                sampler.sample(self._known(exchange, now_s))
-                for exchange, sampler in self._samplers.items()
-            ),
+            exchanges,
+            self._tree(now_s, exchanges, usages),
+            alarms.disks(folders),
+            http=self._listener.url,
         )
+
+    def _tree(
+        self,
+        now_s: float,
+        exchanges: tuple[snapshot.ExchangeStatus, ...],
+        usages: dict[int, Usage],
+    ) -> snapshot.Tree:
+        for name, pid in (("supervisor", os.getpid()), ("status", self._status.pid)):
+            self._roles[name].look(pid, usages.get(pid) if pid is not None else None)
+        cpu_s = sum(role.cpu_s for role in self._roles.values())
+        cpu_s += sum(worker.cpu_s for exchange in exchanges for worker in exchange.workers)
+        before_s, cpu_before_s = self._cpu[0] if self._cpu else (-math.inf, 0.0)
+        self._cpu.append((now_s, cpu_s))
+        return snapshot.Tree(
+            cpu_cores=max(0.0, cpu_s - cpu_before_s) / (now_s - before_s),
+            cpu_s=cpu_s,
+            memory_bytes=sum(usage.memory_bytes for usage in usages.values()),
+            open_files=max((usage.open_files for usage in usages.values()), default=0),
+            open_files_limit=open_files_limit(),
+            processes=len(usages),
+        )
+
+    def _known(self, exchange: _Exchange, now_s: float) -> snapshot.Workers:
+        children = (exchange.reader, exchange.serializer)
+        down = [
+            f"{child.name}, in {max(0.0, child.due_s - now_s):.0f} s"
+            for child in children
+            if child.pid is None and child.restarts
+        ]
+        if exchange.mending:
+            down = [f"the ring can't be replaced: {exchange.mending.trouble}"]
+        return snapshot.Workers(
+            {child.role: child.pid for child in children},
+            "; ".join(down),
+            {child.role: dict(child.restarts) for child in children},
+            exchange.judge.acts,
+        )
+
+    def _look_at_hearts(self, usages: dict[int, Usage]) -> Iterator[alarms.Condition]:
+        """Ends who hangs; tells of those that wait for a disk, which no signal would end."""
+        for child in self._children():
+            if child.pid is None:
+                continue
+            if child is self._status:
+                beats, allowance_s = self._listener.beats, 0.0
+            else:
+                beats, allowance_s = self._exchanges[child.exchange].sampler.beats(child.role)
+            if not child.heart.look(beats, allowance_s):
+                continue
+            usage = usages.get(child.pid)
+            if usage is not None and usage.waits_for_disk:
+                text = f"the {child.role} has waited for the disk for {child.heart.looks} s"
+                yield alarms.Condition("hung", child.exchange, text)
+            elif child.reason != HUNG:
+                self.log.error(
+                    "a worker hangs: killed",
+                    **_place(child),
+                    pid=child.pid,
+                    silent_s=child.heart.looks,
+                )
+                child.kill(HUNG)
+
+    def _keep_budgets(self, state: snapshot.Snapshot) -> None:
+        now_s = time.monotonic()
+        for status in state.exchanges:
+            exchange = self._exchanges[status.name]
+            uses = [
+                budget.Use(worker.role, worker.cpu_cores, worker.memory_bytes)
+                for worker in status.workers
+                if worker.pid is not None
+            ]
+            share = status.ring_used_bytes / status.ring_capacity_bytes
+            limits = exchange.sampler.exchange.budget
+            verdict = exchange.judge.look(now_s, limits, uses, share)
+            if exchange.sampler.throttle(verdict.serializer_cores):
+                event = "throttled" if verdict.serializer_cores < math.inf else "throttle lifted"
+                self.log.info(event, exchange=status.name, worker="serializer")
+            for child in exchange.children:
+                if child.role == verdict.restart:
+                    self.log.warning(
+                        "over its memory budget: restarted",
+                        **_place(child),
+                        memory_mib=status.memory_bytes >> 20,
+                        budget_mib=limits.memory_bytes >> 20,
+                    )
+                    child.end(MEMORY, self.config.stop_limit_s)
+
+    def _publish(self, state: snapshot.Snapshot) -> None:
+        """Shows the sample to whoever looks."""
         try:
             snapshot.publish(state, self.config.state_dir)
             trouble = ""
@@ -257,174 +437,202 @@ class Supervisor:
             if trouble:
                 self.log.warning("status can't be written", error=trouble)
         self.display.show(state)
-        return state
 
-    def _known(self, exchange: str, now_s: float) -> snapshot.Workers:
-        ours = {w.role: w for w in self._workers if w.exchange == exchange}
-        down = [
-            f"{w.name}, in {max(0.0, w.due_s - now_s):.0f} s"
-            for w in ours.values()
-            if w.pid is None and w.restarts
-        ]
-        if exchange in self._mending:
-            down = [f"the ring can't be replaced: {self._mending[exchange].trouble}"]
-        return snapshot.Workers(
-            ours["reader"].pid,
-            ours["serializer"].pid,
-            sum(w.restarts for w in ours.values()),
-            "; ".join(down),
+    # --- start, reap and restart a child
+
+    def _start(self, child: Child) -> None:
+        if child is self._status:
+            beats = self._listener.beats
+        else:
+            sampler = self._exchanges[child.exchange].sampler
+            child.progress = sampler.progress(child.role)
+            beats = sampler.begin(child.role)
+        child.start(beats, partial(self._give_up, child), self._configure_log)
+
+    def _give_up(self, child: Child) -> None:
+        """In a child: what is inherited of rings would keep their memory when they are removed,
+        and what is inherited of the address would keep it busy."""
+        for exchange in self._exchanges.values():
+            del exchange.sampler
+        self._rings.keep_only(child.exchange)
+        if child is not self._status:
+            self._listener.close()
+
+    def _configure_log(self) -> None:
+        logging, terminal = self.config.log, bool(self.display.fds)
+        logs.configure(
+            logging.level, logging.format, self.display.log_fd, terminal, self.config.state_dir
         )
 
-    # --- start, reap and restart a worker
-
-    def _start(self, worker: Worker) -> None:
-        parent_pid = os.getpid()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # Until the worker is ready for it, a SIGTERM waits.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        pid = os.fork()
-        if not pid:
-            self._become(worker, parent_pid)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        worker.pid = pid
-        worker.progress = self._samplers[worker.exchange].progress(worker.role)
-
-    def _become(self, worker: Worker, parent_pid: int) -> None:
-        """The child's life; never returns."""
-        status = 1
-        try:
-            signal.set_wakeup_fd(-1)
-            for number in (signal.SIGTERM, signal.SIGCHLD):
-                signal.signal(number, signal.SIG_DFL)
-            workers.settle(worker.name, parent_pid)
-            # What is inherited of rings would keep their memory when they are removed.
-            self._samplers.clear()
-            for exchange, fd in self._guards.items():
-                if exchange != worker.exchange:
-                    os.close(fd)
-            logging = self.config.log
-            logs.configure(
-                logging.level, logging.format, self.display.log_fd, bool(self.display.fds)
-            )
-            log = logs.get(exchange=worker.exchange, worker=worker.role)
-            try:
-                status = worker.main(
-                    self.config, worker.exchange, worker.wake_fd, worker.request_fd, log
-                )
-            except ring.RingError as error:
-                log.error("the ring can't be used", error=str(error))
-                status = workers.RING_UNUSABLE
-            except Exception as error:
-                log.error(f"{worker.role} failed", error=repr(error), exc_info=True)
-        except workers.OrphanedError:
-            pass
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
+    def _kill_late(self, child: Child) -> None:
+        self.log.warning("worker killed", **_place(child), reason="stop_limit")
+        child.kill(child.reason)
 
     def _reap(self) -> None:
-        """Takes in the workers that ended and says when they are to be started again."""
-        for worker in self._workers:
-            if worker.pid is None:
+        """Takes in the children that ended and says when they are to be started again."""
+        for child in list(self._children()):
+            ended = child.reap(partial(self._progressed, child))
+            if ended is None:
                 continue
-            pid, status = os.waitpid(worker.pid, os.WNOHANG)
-            if not pid:
-                continue
-            if self._samplers[worker.exchange].progress(worker.role) != worker.progress:
-                worker.retry_s = _FIRST_RETRY_S
-            worker.pid = None
-            worker.due_s = time.monotonic() + worker.retry_s
-            worker.restarts += 1
-            self.log.warning(
+            tell = self.log.info if ended.reason == RELOAD else self.log.warning
+            tell(
                 "worker ended",
-                exchange=worker.exchange,
-                worker=worker.role,
-                pid=pid,
-                how=_how(status),
-                restart_in_s=worker.retry_s,
+                **_place(child),
+                pid=ended.pid,
+                how=ended.how,
+                reason=ended.reason,
+                restart_in_s=None if child.leaving else ended.retry_s,
             )
-            worker.retry_s = min(worker.retry_s * 2, _RETRY_CAP_S)
-            told = os.WIFEXITED(status) and os.WEXITSTATUS(status) == workers.RING_UNUSABLE
-            if told and not self._is_usable(worker.exchange):
-                self._mend_ring(worker.exchange)
+            if child is not self._status:
+                self._go_on(child.exchange, ended.ring_unusable)
+
+    def _progressed(self, child: Child) -> bool:
+        if child is self._status:
+            return self._listener.beats > 0
+        return self._exchanges[child.exchange].sampler.progress(child.role) != child.progress
+
+    def _go_on(self, name: str, ring_unusable: bool) -> None:
+        """A worker of that exchange has ended; what has to wait for that is done."""
+        exchange = self._exchanges[name]
+        if ring_unusable and not self._rings.is_usable(self.config, name):
+            self._mend_ring(name)
+        running = [child for child in exchange.children if child.pid is not None]
+        if exchange.resizing and not running:
+            exchange.resizing = False
+            self._mend_ring(name)
+        if exchange.reader.leaving and exchange.reader.pid is None:
+            serializer_pid = exchange.serializer.pid
+            if serializer_pid is None:
+                self._remove(name)
+            elif exchange.serializer.signal is not signal.SIGTERM:
+                exchange.serializer.signal = signal.SIGTERM
+                exchange.serializer.end(RELOAD, self.config.stop_limit_s)
 
     # --- replace a ring
 
     def _look_for_rings(self) -> None:
         """Replaces the rings that were removed or renamed while they are in use: nobody finds
         again what goes into them."""
-        for exchange in self._guards:
-            if exchange not in self._mending and not self._is_there(exchange):
-                path = workers.Shared.of(self.config, exchange).ring
-                self.log.error("the ring's file is gone", exchange=exchange, path=str(path))
-                self._mend_ring(exchange)
+        for name, exchange in self._exchanges.items():
+            if not exchange.mending and not self._rings.is_there(self.config, name):
+                path = workers.Shared.of(self.config, name).ring
+                self.log.error("the ring's file is gone", exchange=name, path=str(path))
+                self._mend_ring(name)
 
-    def _is_there(self, exchange: str) -> bool:
-        """Whether the ring's name leads to the file that is guarded, as far as can be told."""
-        path = workers.Shared.of(self.config, exchange).ring
-        try:
-            return os.path.samestat(path.stat(), os.fstat(self._guards[exchange]))
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        except OSError:
-            return True
-
-    def _is_usable(self, exchange: str) -> bool:
-        """Whether a worker that could not use its ring may try again; one of them has ended."""
-        try:
-            ring.Ring(workers.Shared.of(self.config, exchange).ring).close()
-        except ring.RingError:
-            return False
-        return self._is_there(exchange)
-
-    def _mend_ring(self, exchange: str) -> None:
-        """Replaces a ring that was damaged or removed while it was in use; what is intact in a
-        damaged one is read first, as after a start. In vain: the watch tries again."""
+    def _mend_ring(self, name: str) -> None:
+        """Replaces a ring; in vain: the watch tries again."""
+        exchange = self._exchanges[name]
         # Whoever has the old one open still must not go on with it.
-        self._kill_workers(exchange)
-        mending = self._mending.setdefault(exchange, _Mending())
+        for child in exchange.children:
+            child.wait(RING)
+        mending = exchange.mending = exchange.mending or _Mending()
         try:
-            self._replace_ring(exchange)
+            self._rings.replace(self.config, name)
+            counters = workers.Shared.of(self.config, name).counters
+            if not counters.exists():
+                Counters.create(counters)
+            exchange.sampler = snapshot.Sampler(self.config, exchange.sampler.exchange)
         except (ring.RingError, statelock.LockHeldError, OSError) as error:
             mending.due_s = time.monotonic() + mending.retry_s
-            mending.retry_s = min(mending.retry_s * 2, _RETRY_CAP_S)
+            mending.retry_s = min(mending.retry_s * 2, RETRY_CAP_S)
             # The room that is free changes all the time.
             said, mending.trouble = mending.trouble, str(error)
             if re.sub(r"\d+", "", said) != re.sub(r"\d+", "", mending.trouble):
-                self.log.error("the ring can't be replaced", exchange=exchange, error=str(error))
+                self.log.error("the ring can't be replaced", exchange=name, error=str(error))
             return
-        del self._mending[exchange]
-        self.log.info("ring replaced", exchange=exchange)
+        exchange.mending = None
+        self.log.info("ring replaced", exchange=name)
 
-    def _kill_workers(self, exchange: str) -> None:
-        for worker in self._workers:
-            if worker.exchange == exchange and worker.pid is not None:
-                os.kill(worker.pid, signal.SIGKILL)
-                os.waitpid(worker.pid, 0)
-                worker.pid = None
-                worker.due_s = time.monotonic()
-                worker.restarts += 1
+    # --- reload
 
-    def _replace_ring(self, exchange: str) -> None:
-        """:raises RingError, LockHeldError, OSError: not now."""
-        shared = workers.Shared.of(self.config, exchange)
-        old = self._guards[exchange]
-        if not os.fstat(old).st_nlink:
-            # Nobody can open it any more; its header is all that the sampler looks at.
-            os.ftruncate(old, ring_layout.HEADER_BYTES)
-        shared.ring.parent.mkdir(parents=True, exist_ok=True)
-        ours = self._is_there(exchange)
-        with contextlib.nullcontext() if ours else statelock.guarded(shared.ring):
-            self._prepare_ring(exchange, shared)
-        if not self._is_there(exchange):
-            self._guards[exchange] = statelock.guard(shared.ring)
-            os.close(old)
-        if not shared.counters.exists():
-            Counters.create(shared.counters)
-        sampler = snapshot.Sampler(self.config, self.config.exchanges[exchange])
-        self._samplers[exchange] = sampler
+    def _reload(self) -> None:
+        """Reads the configuration again, and takes over what changed; a broken one changes
+        nothing."""
+        self._reloads += 1
+        try:
+            plan = reload.plan(self.config, self._reread())
+        except (ConfigError, OSError) as error:
+            self.log.error("not reloaded: nothing has changed", error=str(error))
+            outcome = reload.Outcome(self._reloads, False, str(error).splitlines())
+        else:
+            lines = plan.told()
+            self.log.info("reloaded", changes=lines)
+            troubles = self._apply(plan)
+            outcome = reload.Outcome(self._reloads, not troubles, lines + troubles)
+        try:
+            outcome.tell(self.config.state_dir)
+        except OSError as error:
+            self.log.warning("the outcome of the reload can't be told", error=str(error))
+
+    def _apply(self, plan: reload.Plan) -> list[str]:
+        """Does what is planned; gives what could not be done."""
+        self.config = plan.config
+        logs.set_level(self.config.log.level, self.config.log.format)
+        self._store.keep_s = self.config.samples.keep_s
+        for name in plan.end:
+            self._end_exchange(name)
+        for name, exchange in self._exchanges.items():
+            exchange.sampler.exchange = self.config.exchanges[name]
+        for name in plan.rings:
+            self._exchanges[name].resizing = True
+        for name in (*plan.readers, *plan.rings):
+            self._exchanges[name].reader.end(RELOAD, self.config.stop_limit_s)
+        for name in (*plan.serializers, *plan.rings):
+            self._exchanges[name].serializer.end(RELOAD, self.config.stop_limit_s)
+        troubles = [trouble for name in plan.orders for trouble in self._order(name)]
+        troubles += [trouble for name in plan.begin for trouble in self._begin(name)]
+        if plan.http:
+            self._listener.close()
+            self._listener.bind(self.config.http)
+        self._status.end(RELOAD, self.config.stop_limit_s)
+        return troubles
+
+    def _order(self, name: str) -> list[str]:
+        """Has the running workers take over what they can; gives what is in the way."""
+        try:
+            path = workers.Shared.of(self.config, name).orders
+            reload.orders(self.config, name).give(path)
+        except OSError as error:
+            self.log.error("orders can't be written", exchange=name, error=str(error))
+            return [f"{name}: not taken over: {error}; reload again"]
+        for child in self._exchanges[name].children:
+            if child.pid is not None and not child.reason:
+                os.kill(child.pid, signal.SIGHUP)
+        return []
+
+    def _begin(self, name: str) -> list[str]:
+        """Serves another exchange; gives what is in the way."""
+        trouble = "it is still ending"
+        if name not in self._exchanges:
+            try:
+                self._add(self.config.exchanges[name])
+            except (ring.RingError, statelock.LockHeldError, OSError) as error:
+                trouble = str(error)
+            else:
+                return []
+        self.log.error("not enabled", exchange=name, error=trouble)
+        off = replace(self.config.exchanges[name], enabled=False)
+        self.config = replace(self.config, exchanges={**self.config.exchanges, name: off})
+        return [f"{name}: not enabled: {trouble}; reload again"]
+
+    def _end_exchange(self, name: str) -> None:
+        """Ends the reader; `_go_on` ends the serializer when it is gone and the ring drained."""
+        exchange = self._exchanges[name]
+        for child in exchange.children:
+            child.leaving = True
+        exchange.reader.end(RELOAD, self.config.stop_limit_s)
+        if exchange.reader.pid is None:
+            self._go_on(name, False)
+
+    def _remove(self, name: str) -> None:
+        """Forgets an exchange whose workers are gone; what its ring holds is kept."""
+        exchange = self._exchanges.pop(name)
+        self._rings.give_up(name)
+        for fd in exchange.fds:
+            os.close(fd)
+        state = exchange.sampler.sample(self._known(exchange, 0.0), {})
+        self._put_away(state)
+        self.log.info("not served any more", exchange=name, delivered=state.delivered)
 
     # --- stop
 
@@ -434,23 +642,16 @@ class Supervisor:
         self._signals.clear()
         start_s = time.monotonic()
         limit_s = self.config.stop_limit_s
-        orderly = self._end("reader", start_s + limit_s * _READERS_SHARE)
-        orderly &= self._end("serializer", start_s + limit_s)
-        state = self._sample()
+        exchanges = self._exchanges.values()
+        orderly = self._end([e.reader for e in exchanges], start_s + limit_s * _READERS_SHARE)
+        orderly &= self._end([e.serializer for e in exchanges], start_s + limit_s)
+        state = self._sample(self._processes.look([os.getpid()]))
+        self._publish(state)
+        self._store.add(state)
+        self._store.close()
+        self._status.wait(RELOAD)
         for exchange in state.exchanges:
-            shared = workers.Shared.of(self.config, exchange.name)
-            if exchange.ring_used_bytes:
-                there = shared.ring.exists()
-                self.log.warning(
-                    "not delivered yet" if there else "the ring was removed",
-                    exchange=exchange.name,
-                    size_bytes=exchange.ring_used_bytes,
-                    ring=str(shared.ring),
-                    what="kept there, delivered by the next start" if there else "lost",
-                )
-            else:
-                self._remove_empty(shared)
-            shared.counters.unlink(missing_ok=True)
+            self._put_away(exchange)
         self.log.info(
             "stopped",
             orderly=orderly,
@@ -459,59 +660,59 @@ class Supervisor:
         (self.config.state_dir / snapshot.FILE).unlink(missing_ok=True)
         return 0 if orderly else 1
 
-    def _remove_empty(self, shared: workers.Shared) -> None:
-        """Gives the ring's memory back; the ledger knows its last sequence."""
-        try:
-            shared.ring.unlink(missing_ok=True)
-        except OSError as error:
-            self.log.warning("the empty ring is kept", ring=str(shared.ring), error=str(error))
+    def _put_away(self, exchange: snapshot.ExchangeStatus) -> None:
+        """An empty ring is removed; one that is not stays, and is named."""
+        shared = workers.Shared.of(self.config, exchange.name)
+        if exchange.ring_used_bytes:
+            there = shared.ring.exists()
+            self.log.warning(
+                "not delivered yet" if there else "the ring was removed",
+                exchange=exchange.name,
+                size_bytes=exchange.ring_used_bytes,
+                ring=str(shared.ring),
+                what="kept there, delivered by the next start" if there else "lost",
+            )
+        else:
+            # Its memory is given back; the ledger knows its last sequence.
+            try:
+                shared.ring.unlink(missing_ok=True)
+            except OSError as error:
+                self.log.warning("the empty ring is kept", ring=str(shared.ring), error=str(error))
+        shared.counters.unlink(missing_ok=True)
 
-    def _end(self, role: str, limit_s: float) -> bool:
-        """Asks all workers of that role to end and reaps them; kills them at the limit, or when
-        another signal hurries. Whether all ended by themselves."""
-        ours = [w for w in self._workers if w.role == role and w.pid is not None]
-        for worker in ours:
-            assert worker.pid is not None
-            os.kill(worker.pid, signal.SIGTERM)
+    def _end(self, ours: list[Child], limit_s: float) -> bool:
+        """Asks them to end and reaps them; kills them at the limit, or when another signal
+        hurries. Whether all ended by themselves."""
+        for child in ours:
+            if child.pid is not None:
+                os.kill(child.pid, signal.SIGTERM)
         orderly = True
-        while any(w.pid is not None for w in ours):
-            hurried = bool(self._signals)
+        while any(child.pid is not None for child in ours):
+            hurried = any(number != signal.SIGHUP for number in self._signals)
             if orderly and (hurried or time.monotonic() >= limit_s):
                 orderly = False
-                for worker in ours:
-                    if worker.pid is not None:
-                        os.kill(worker.pid, signal.SIGKILL)
+                for child in ours:
+                    if child.pid is not None:
+                        child.kill("")
                         self.log.warning(
                             "worker killed",
-                            exchange=worker.exchange,
-                            worker=worker.role,
+                            **_place(child),
                             reason="hurried by a second signal" if hurried else "stop_limit",
                         )
             self._wait(limit_s if orderly else time.monotonic() + _SAMPLE_S)
-            for worker in ours:
-                if worker.pid is not None:
-                    pid, status = os.waitpid(worker.pid, os.WNOHANG)
+            for child in ours:
+                if child.pid is not None:
+                    pid, status = os.waitpid(child.pid, os.WNOHANG)
                     if pid:
-                        worker.pid = None
+                        child.pid = None
                         orderly &= status == 0
         return orderly
 
 
-def _least_sequence(shared: workers.Shared) -> int:
-    """Behind everything that the ledger knows; 0 where no sane number is kept."""
-    try:
-        content = ledger.read(shared.ledger)
-    except ledger.LedgerError:
-        return 0  # the serializer sets it aside, and says so
-    # However far ahead of the clock, which may have been set back: what has a lower sequence
-    # counts as delivered.
-    return content.sequence + 1 if content is not None and content.sequence < _MOST_SEQUENCE else 0
-
-
-def _how(status: int) -> str:
-    if os.WIFSIGNALED(status):
-        return f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
-    return f"exit status {os.waitstatus_to_exitcode(status)}"
+def _place(child: Child) -> dict[str, str]:
+    """What a log line about it names."""
+    exchange = {"exchange": child.exchange} if child.exchange else {}
+    return {**exchange, "worker": child.role}
 
 
 def _stop_reason(numbers: list[int]) -> str:

@@ -57,7 +57,13 @@ def budgets(state: Snapshot) -> Table:
         (e.name, e.cpu_budget_cores, e.cpu_cores, e.memory_budget_bytes, e.memory_bytes)
         for e in state.exchanges
     ]
-    rows.append(("total", *(sum(column) for column in list(zip(*rows, strict=True))[1:])))
+    targets_and_actual = [sum(column) for column in list(zip(*rows, strict=True))[1:]]
+    if rows:
+        cpu_target, cpu, memory_target, memory = targets_and_actual
+        # With the supervisor and whoever else belongs to the instance.
+        tree = state.tree
+        cpu, memory = (tree.cpu_cores, tree.memory_bytes) if tree.processes else (cpu, memory)
+        rows.append(("total", cpu_target, cpu, memory_target, memory))
     for name, cpu_target, cpu, memory_target, memory in rows:
         table.add_row(f"{name} CPU", f"{cpu_target:.2f}", f"{cpu:.3f}", _status(cpu, cpu_target))
         table.add_row(
@@ -67,6 +73,55 @@ def budgets(state: Snapshot) -> Table:
             _status(memory, memory_target),
         )
     return table
+
+
+def total(state: Snapshot) -> Text:
+    """What all processes use together, and where they are looked at."""
+    tree = state.tree
+    parts = [
+        f"{tree.processes} processes: {tree.cpu_cores:.3f} cores, {tree.memory_bytes >> 20} MiB"
+    ]
+    if tree.open_files_limit:
+        parts.append(f"{tree.open_files} of {tree.open_files_limit} files open at most")
+    if state.http:
+        parts.append(state.http)
+    return Text("  ".join(parts))
+
+
+def alarms(state: Snapshot) -> Group:
+    """A line for each alarm that lasts; nothing if there is none."""
+    return Group(
+        *(
+            Text(
+                " ".join(filter(None, ("alarm", alarm.exchange, alarm.text)))
+                + f" (for {_age(max(0.0, state.taken_at_s - alarm.since_s))})",
+                style="red",
+            )
+            for alarm in state.alarms
+        )
+    )
+
+
+def disks(state: Snapshot) -> Group:
+    """A line for each file system that is written to."""
+    full = [alarm.text for alarm in state.alarms if alarm.kind == "disk"]
+    return Group(
+        *(
+            Text(
+                f"{disk.name} {disk.path}: {_bytes(disk.free_bytes)} of "
+                f"{_bytes(disk.total_bytes)} free",
+                style="red" if any(f" {disk.path}:" in text for text in full) else "",
+            )
+            for disk in state.disks
+        )
+    )
+
+
+def _bytes(size: int) -> str:
+    for unit, bytes_ in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20)):
+        if size >= bytes_:
+            return f"{size / bytes_:,.1f} {unit}"
+    return f"{size:,} B"
 
 
 def _status(actual: float, target: float) -> Text:

@@ -54,9 +54,11 @@ class Watch:
             self._data_s = now
         self._trading = trading
 
-    def expect_none(self) -> None:
-        """No trades are to come on this connection."""
-        self._expects_data = False
+    def expect(self, data: bool, now: float) -> None:
+        """Whether trades are to come on this connection, as it looks now."""
+        if data and not self._expects_data:
+            self._data_s = now
+        self._expects_data = data
 
     @property
     def _stale_at_s(self) -> float:

@@ -38,7 +38,8 @@ class Ended(Exception):
 
 
 class Wake:
-    """Wakes a thread out of any wait, once and for good. `set` may be called from anywhere."""
+    """Wakes a thread out of any wait, for good or until `clear`. `set` may be called from
+    anywhere."""
 
     def __init__(self) -> None:
         # Reentrant: a signal handler may call `set` while its thread is in `set`.
@@ -57,6 +58,13 @@ class Wake:
             if self._fd >= 0:
                 os.eventfd_write(self._fd, 1)
 
+    def clear(self) -> None:
+        """For the thread that was woken: it waits again."""
+        with self._lock:
+            if self.is_set and self._fd >= 0:
+                os.eventfd_read(self._fd)
+            self.is_set = False
+
     def close(self) -> None:
         with self._lock:
             os.close(self._fd)
@@ -70,14 +78,15 @@ class Wake:
         return self.is_set or (seconds > 0.0 and ready(None, 0, seconds, self) and self.is_set)
 
 
-def ready(sock: socket.socket | None, events: int, seconds: float, wake: Wake | None) -> bool:
-    """Waits for *events* of *sock*, for *wake*, or for *seconds*; whether the socket is ready.
-    With no socket: whether the wait was cut short."""
+def ready(sock: socket.socket | None, events: int, seconds: float, *wakes: Wake | None) -> bool:
+    """Waits for *events* of *sock*, for one of *wakes*, or for *seconds*; whether the socket is
+    ready. With no socket: whether the wait was cut short."""
     poll = select.poll()
     if sock is not None:
         poll.register(sock, events)
-    if wake is not None:
-        poll.register(wake, select.POLLIN)
+    for wake in wakes:
+        if wake is not None:
+            poll.register(wake, select.POLLIN)
     # Rounded up, and never 0: waking too early would spin.
     timeout_ms = max(1, math.ceil(min(seconds, WAIT_LIMIT_S) * 1000))
     found = poll.poll(timeout_ms)
@@ -97,9 +106,10 @@ class Wire:
         self._read_events = select.POLLIN
         self.peer = _address(sock)
 
-    def wait(self, seconds: float, wake: Wake | None) -> bool:
-        """Whether there is something to read before *seconds* are over or *wake* is set."""
-        return self._more or ready(self._sock, self._read_events, seconds, wake)
+    def wait(self, seconds: float, *wakes: Wake | None) -> bool:
+        """Whether there is something to read before *seconds* are over or one of *wakes* is
+        set."""
+        return self._more or ready(self._sock, self._read_events, seconds, *wakes)
 
     def read(self) -> memoryview:
         """All that has arrived, up to the buffer's size; valid until the next call. Empty: it

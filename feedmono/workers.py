@@ -9,7 +9,7 @@ import json
 import os
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import setproctitle
@@ -19,6 +19,10 @@ from feedmono.log import Log
 
 _PR_SET_PDEATHSIG = 1
 
+
+YIELD = signal.SIGUSR1
+"""Tells a serializer to make room for its successor: to end what is under way and to read on no
+more, where SIGTERM would have it drain the ring."""
 
 RING_UNUSABLE = 3
 """Exit status of a worker that can't open its ring: the supervisor replaces the ring."""
@@ -48,7 +52,7 @@ def settle(role: str, parent_pid: int) -> None:
     if os.getppid() != parent_pid:
         raise OrphanedError(f"process {parent_pid} is gone")
     for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, signal.SIG_IGN)  # a worker that takes orders handles SIGHUP itself
     set_title(role)
 
 
@@ -65,6 +69,8 @@ class Shared:
     serializer_note: Path
     ledger: Path
     """What was delivered: `feedmono.ledger`."""
+    orders: Path
+    """What the operator changed since the workers were forked: `Orders`."""
     rest_hold: Path
     """Until when the exchange wants no REST request."""
     dead_letters: Path
@@ -84,6 +90,7 @@ class Shared:
             reader_note=state / f"{exchange}.reader.json",
             serializer_note=state / f"{exchange}.serializer.json",
             ledger=state / f"{exchange}.ledger",
+            orders=state / f"{exchange}.orders.json",
             rest_hold=state / f"{exchange}.rest",
             dead_letters=state / "dead" / exchange,
         )
@@ -91,9 +98,38 @@ class Shared:
     @property
     def state_files(self) -> tuple[Path, ...]:
         """All files of the exchange's in ``state_dir``."""
-        notes = self.reader_note, self.serializer_note
+        notes = self.reader_note, self.serializer_note, self.orders
         ledgers = (self.ledger.with_name(self.ledger.name + end) for end in ("", "-wal", "-shm"))
         return self.metadata, self.attempts, self.rest_hold, *ledgers, *notes
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What running workers take over when they get SIGHUP, without an interruption."""
+
+    symbols: tuple[str, ...]
+    canonical_symbols: Mapping[str, str]
+    log_level: str
+    log_format: str
+
+    def give(self, path: Path) -> None:
+        """Leaves them where a worker finds them; then tell it by SIGHUP.
+
+        :raises OSError: they can't be written.
+        """
+        publish(path, asdict(self))
+
+    @classmethod
+    def read(cls, path: Path) -> Orders | None:
+        """What was given last; None if there is nothing readable."""
+        content = published(path)
+        try:
+            return None if content is None else cls(**content)._settled()  # type: ignore[arg-type]
+        except TypeError:
+            return None
+
+    def _settled(self) -> Orders:
+        return replace(self, symbols=tuple(self.symbols))
 
 
 def publish(path: Path, content: Mapping[str, object]) -> None:

@@ -27,6 +27,9 @@ class Instance:
     nothing is left behind in ``/dev/shm``. Whatever still runs is killed when the block is left.
     """
 
+    program: Sequence[str] = ("-m", "feedmono")
+    """What Python is to run."""
+
     def __init__(self, folder: Path, *sims: Sim, **variables: object) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -38,6 +41,7 @@ class Instance:
             "FEEDMONO_FILES_SYNC_INTERVAL": "50 ms",
             "FEEDMONO_RING_CAPACITY": "16 MiB",
             "FEEDMONO_LOG_FORMAT": "json",
+            "FEEDMONO_HTTP_PORT": "0",
         }
         enabled = {sim.exchange for sim in sims}
         for name in ("binance", "kraken"):
@@ -70,7 +74,7 @@ class Instance:
         """Starts it (again); it is up when every exchange has a reader and a serializer."""
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "feedmono", "run", *arguments],
+                [sys.executable, *self.program, "run", *arguments],
                 env=dict(self.environ),
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
@@ -117,6 +121,11 @@ class Instance:
 
         found: list[int] = wait_until(running, bool)
         return found[0]
+
+    def workers(self) -> list[int]:
+        """The pids of all readers and serializers that run."""
+        children = psutil.Process(self.pid).children()
+        return [child.pid for child in children if child.name() != "feedmono: status"]
 
     def of(self, exchange: str) -> dict[str, Any]:
         """One exchange's published state."""

@@ -246,7 +246,7 @@ def test_a_process_that_was_suspended_goes_on_where_it_was(tmp_path: Path) -> No
         ) as feedmono,
     ):
         feedmono.wait_trades("binance", RATE)
-        workers = [p.pid for p in psutil.Process(feedmono.pid).children()]
+        workers = feedmono.workers()
         pids = [feedmono.pid, *workers]
         # The supervisor sleeps first, or last; wakes up last, or first. The exchange waits, or not.
         for turn, cut in enumerate((False, True)):
@@ -262,18 +262,22 @@ def test_a_process_that_was_suspended_goes_on_where_it_was(tmp_path: Path) -> No
                 os.kill(pid, signal.SIGCONT)
             wait_delivered(feedmono, sim, last_ids(sim))
             wait_clock(feedmono, (turn + 1) * HOUR_S)
-            feedmono.wait(lambda s, cut=cut: s[0]["reconnects"] >= int(cut))
+            feedmono.wait(partial(_reconnected, int(cut)))
             reconnects = feedmono.of("binance")["reconnects"]
             assert reconnects == int(cut), "what waits in the socket is no silence"
         sim.fault("pause")
         wait_complete(feedmono, sim, USUAL_S)
         status = feedmono.of("binance")
-        assert [p.pid for p in psutil.Process(feedmono.pid).children()] == workers
+        assert feedmono.workers() == workers
         assert status["restarts"] == 0
         assert status["state"] == "flowing"
         assert feedmono.stop() == 0
         assert not [e for e in feedmono.events() if e["event"] == "worker ended"]
         assert_nothing_lost(feedmono, sim)
+
+
+def _reconnected(times: int, state: Sequence[Mapping[str, Any]]) -> bool:
+    return bool(state[0]["reconnects"] >= times)
 
 
 def _made(trades: int, state: Mapping[str, Any]) -> bool:

@@ -22,6 +22,7 @@ from feedmono.config_values import (
     Duration,
     EntriesKind,
     Folder,
+    Host,
     Number,
     Servers,
     Size,
@@ -98,6 +99,7 @@ def sample(key: Key, index: int) -> tuple[str, object]:
     samples: dict[type, tuple[str, object]] = {
         Duration: (f"{1500 + index} ms", (1500 + index) / 1000),
         Folder: (f"/some/{index}", f"/some/{index}"),
+        Host: (f"host{index}", f"host{index}"),
         Number: (f"0.{index:03}1", float(f"0.{index:03}1")),
         Servers: (f"a:{index}, b:2", f"a:{index},b:2"),
         Size: (f"{3 + index} MiB", (3 + index) * 1024**2),
@@ -107,6 +109,8 @@ def sample(key: Key, index: int) -> tuple[str, object]:
         Whole: (str(17 + index), 17 + index),
     }
     kind = key.kind
+    if key.name == "samples.keep":
+        return f"{index} h", index * 3600.0
     if isinstance(kind, Whole) and kind.high < 17 + index:
         return str(kind.high), kind.high
     if isinstance(kind, Choice):
@@ -271,7 +275,7 @@ def test_a_new_exchange_needs_its_block_and_has_its_variables(
     assert len(error.mistakes) == 1
     block = """exchanges.toy {
       enabled = true, symbols = [A], ws_url = "ws://t", rest_url = "http://t"
-      budget { cpu = 1, memory = 1 GiB }
+      budget { cpu = 1, cpu_action = warn, memory = 1 GiB, memory_patience = 30 s }
     }"""
     toy = loaded(tmp_path, block, {"FEEDMONO_TOY_SYMBOLS": "B,C"}).config.exchanges["toy"]
     assert (toy.symbols, toy.budget.cpu) == (("B", "C"), 1.0)

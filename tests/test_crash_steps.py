@@ -36,6 +36,8 @@ MISSED = {11, 12, 13, 30}
 ABSENT = 30
 T0_US = 1_723_161_255_342_000
 
+BUDGET = Budget(1, "warn", 1, 30)
+
 
 def frame(trade_id: int) -> bytes:
     event = {
@@ -93,7 +95,7 @@ class Rig:
         self.reader = ring.RingReader(folder / "x.ring")
         exchange = load("binance")
         names = {"BTCUSDT": "BTC/USDT"}
-        config = ExchangeConfig("binance", True, ("BTCUSDT",), "", "", names, Budget(1, 1))
+        config = ExchangeConfig("binance", True, ("BTCUSDT",), "", "", names, BUDGET)
         canonical = CanonicalSymbols(config, folder / "symbols.json")
         seen = Seen(self.ledger.copy(), 1000, self.ledger.sequence)
         backfill = Backfill(seen, exchange, BackfillConfig(86400, 1000, 0), (), lambda _: True)

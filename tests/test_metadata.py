@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,9 +18,11 @@ from feedmono.metadata import CanonicalSymbols
 from feedmono.pace import RestPace
 from feedmono.rest import RestClient, RestError
 
+BUDGET = Budget(1, "warn", 1, 30)
+
 
 def config(*symbols: str, rest_url: str = "", **canonical: str) -> ExchangeConfig:
-    return ExchangeConfig("binance", True, symbols, "", rest_url, canonical, Budget(1, 1))
+    return ExchangeConfig("binance", True, symbols, "", rest_url, canonical, BUDGET)
 
 
 def pace(
@@ -65,7 +67,7 @@ def test_a_symbol_that_an_older_answer_could_not_know_is_waited_for(
     workers.publish(path, {"symbols": {"BTCUSDT": "BTC/USDT"}, "asked": ["BTCUSDT"]})
     again = CanonicalSymbols(config("BTCUSDT", "NEWUSDT"), path)
     assert not again.ready()
-    monkeypatch.setattr(metadata, "_PATIENCE_S", -1.0)
+    monkeypatch.setattr(metadata, "PATIENCE_S", -1.0)
     assert again.ready()
 
 
@@ -80,7 +82,7 @@ def test_a_symbol_that_the_exchange_was_asked_for_and_does_not_list_is_not_waite
 
 def test_metadata_is_fetched_again_until_it_is_there_and_published(tmp_path: Path) -> None:
     path = tmp_path / "s.json"
-    unlisted: list[Sequence[str]] = []
+    unlisted: list[metadata.Answer] = []
     with Sim("binance") as sim:
         sim.fault("rest-5xx", 1.0)
 
@@ -93,13 +95,13 @@ def test_metadata_is_fetched_again_until_it_is_there_and_published(tmp_path: Pat
 
         wanted = config("BTCUSDT", "NOUSDT", rest_url=sim.rest_url)
         metadata.keep_fetched(
-            load("binance"), wanted, path, pace(tmp_path), wait, unlisted.append, log.get()
+            load("binance"), lambda: wanted, path, pace(tmp_path), wait, unlisted.append, log.get()
         )
     names = CanonicalSymbols(wanted, path)
     assert names.ready()
     assert names.names["BTCUSDT"] == "BTC/USDT"
     assert metadata.rest_names(path)["BTCUSDT"] == "BTCUSDT"
-    assert unlisted == [["NOUSDT"]]
+    assert [answer.unlisted for answer in unlisted] == [["NOUSDT"]]
 
 
 def test_the_rest_names_are_published_beside_the_canonical_ones(tmp_path: Path) -> None:
@@ -107,7 +109,7 @@ def test_the_rest_names_are_published_beside_the_canonical_ones(tmp_path: Path) 
     with Sim("kraken", "--symbols", "BTC/USD,DOGE/USD,SOL/USD") as sim:
         metadata.keep_fetched(
             load("kraken"),
-            config("BTC/USD", rest_url=sim.rest_url),
+            lambda: config("BTC/USD", rest_url=sim.rest_url),
             path,
             pace(tmp_path, "kraken"),
             lambda _: path.exists(),
@@ -158,7 +160,9 @@ def test_what_the_exchange_asks_for_holds_all_that_share_the_pace(
     with RestServer(lambda _: reply) as server:
         wanted = config("BTCUSDT", rest_url=server.url)
         path = tmp_path / "s.json"
-        metadata.keep_fetched(load(exchange), wanted, path, shared, wait, lambda _: None, log.get())
+        metadata.keep_fetched(
+            load(exchange), lambda: wanted, path, shared, wait, lambda _: None, log.get()
+        )
         assert len(server.paths) == 1
     assert not path.exists()
     assert waits == [pytest.approx(1.0, abs=0.5)]
@@ -180,7 +184,13 @@ def test_metadata_waits_for_the_pace(tmp_path: Path) -> None:
     with RestServer(lambda _: Reply(headers={"X-MBX-USED-WEIGHT-1M": "5000"})) as server:
         wanted = config("BTCUSDT", rest_url=server.url)
         metadata.keep_fetched(
-            load("binance"), wanted, tmp_path / "s.json", shared, wait, lambda _: None, log.get()
+            load("binance"),
+            lambda: wanted,
+            tmp_path / "s.json",
+            shared,
+            wait,
+            lambda _: None,
+            log.get(),
         )
         assert server.headers[0]["x-mbx-time-unit"] == "MICROSECOND"
     assert waits[:2] == [60.0, 40.0]

@@ -23,6 +23,8 @@ from feedmono.seen import Seen
 from feedmono.serializer import Parts, Serializer
 from feedmono.sinks.base import Coverage, Entry, Sink, SinkStats
 
+BUDGET = Budget(1, "warn", 1, 30)
+
 
 class ManualSink(Sink):
     """Acknowledges when the test says so: no real sink can be held at a point like that."""
@@ -85,7 +87,13 @@ class Rig:
         self.sink = ManualSink()
         self.counters = Counters.create(folder / "counters")
         self.config = ExchangeConfig(
-            "binance", True, ("BTCUSDT",), "", "", {"BTCUSDT": "BTC/USDT"}, Budget(1, 1)
+            "binance",
+            True,
+            ("BTCUSDT",),
+            "",
+            "",
+            {"BTCUSDT": "BTC/USDT"},
+            BUDGET,
         )
         self.metadata = folder / "symbols.json"
         self.canonical = CanonicalSymbols(self.config, self.metadata)

@@ -97,23 +97,6 @@ def test_budgets_show_target_actual_and_status_per_exchange_and_in_total() -> No
     }
 
 
-def test_a_log_line_is_one_json_object_that_begins_with_when_and_what() -> None:
-    read_fd, write_fd = os.pipe()
-    log.configure("info", "json", write_fd)
-    log.get(exchange="binance").warning("something happened", size_bytes=5)
-    log.get().debug("not of interest")
-    log.get().error("long", text="x" * 10_000)
-    os.close(write_fd)
-    with os.fdopen(read_fd, "rb") as pipe:
-        first, second = pipe.read().splitlines()
-    event = json.loads(first)
-    assert list(event)[:3] == ["timestamp", "level", "event"]
-    assert event["event"] == "something happened"
-    assert event["exchange"] == "binance"
-    assert event["size_bytes"] == 5
-    assert len(second) < 4096
-
-
 def test_the_summary_is_a_line_for_each_exchange() -> None:
     read_fd, write_fd = os.pipe()
     log.configure("info", "json", write_fd)
@@ -128,18 +111,6 @@ def test_the_summary_is_a_line_for_each_exchange() -> None:
         "flowing",
     )
     assert (second["exchange"], second["dead_letters"]) == ("kraken", 2)
-
-
-@pytest.mark.parametrize("flags", [0, os.O_NONBLOCK])
-def test_a_pipe_that_nobody_reads_never_blocks_who_logs(flags: int) -> None:
-    read_fd, write_fd = os.pipe2(flags)
-    log.configure("info", "text", write_fd)
-    for _ in range(5000):
-        log.get().info("again", text="x" * 100)
-    os.close(read_fd)
-    log.get().info("nobody listens any more")
-    os.close(write_fd)
-    log.configure("warning", "text")
 
 
 def test_what_is_published_is_read_whole_or_not_at_all(tmp_path: Path) -> None:

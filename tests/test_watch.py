@@ -79,14 +79,14 @@ def test_nothing_is_stale_while_there_is_no_trading_and_the_limit_starts_with_it
 def test_a_new_connection_trades_until_told_otherwise() -> None:
     watch = opened()
     watch.set_trading(False, 1.0)
-    watch.expect_none()
+    watch.expect(False, 0.0)
     watch.open(0.0)
     assert watch.is_stale(120.0)
 
 
 def test_a_connection_that_expects_no_trades_is_never_stale_but_may_be_silent() -> None:
     watch = opened()
-    watch.expect_none()
+    watch.expect(False, 0.0)
     assert not watch.is_stale(1e9)
     assert watch.is_silent(30.0)
     assert watch.next_s() < math.inf

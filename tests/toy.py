@@ -29,7 +29,8 @@ LIMIT_S = 20.0
 
 
 class ToySession(Session):
-    """Asks once for all its symbols: ``subscribe A,B``."""
+    """Asks once for all its symbols: ``subscribe A,B``; and, when they change, ``unsubscribe A``
+    and ``subscribe C``."""
 
     def __init__(self, symbols: Sequence[str], answer_limit_s: float) -> None:
         self.path = "/toy?wanted=1"
@@ -37,16 +38,32 @@ class ToySession(Session):
         self._pending = set(symbols)
         self._answer_limit_s = answer_limit_s
         self._next_s = -math.inf
+        self._todo = [f"subscribe {','.join(symbols)}"]
+
+    def change(self, symbols: Sequence[str]) -> None:
+        before, self._symbols = self._symbols, tuple(symbols)
+        if self._next_s == -math.inf:
+            self._todo = [f"subscribe {','.join(symbols)}"]
+            self._pending = set(symbols)
+            return
+        gone, new = (
+            [s for s in one if s not in other]
+            for one, other in ((before, self._symbols), (self._symbols, before))
+        )
+        self._pending = (self._pending - set(gone)) | set(new)
+        self._todo += [f"unsubscribe {','.join(gone)}"] if gone else []
+        self._todo += [f"subscribe {','.join(new)}"] if new else []
 
     def poll(self, now_s: float) -> tuple[Sequence[str], Sequence[Event]]:
-        if self._next_s == -math.inf:
+        if self._todo:
+            todo, self._todo = self._todo, []
             self._next_s = now_s + self._answer_limit_s
-            return [f"subscribe {','.join(self._symbols)}"], []
+            return todo, []
         self._next_s = math.inf
         return [], [base.Unanswered(tuple(sorted(self._pending)))] if self._pending else []
 
     def next_poll_s(self) -> float:
-        return self._next_s
+        return -math.inf if self._todo else self._next_s
 
     @property
     def pending(self) -> frozenset[str]:
@@ -58,6 +75,8 @@ class ToySession(Session):
             symbol, _, reason = rest.partition(" ")
             self._pending.discard(symbol)
             return [base.Subscribed(symbol) if word == "ok" else base.Refused(symbol, reason)]
+        if word == "left":
+            return [base.Unsubscribed(rest)]
         if word == "bye":
             return [base.Shutdown(rest)]
         if word == "status":
@@ -278,6 +297,11 @@ class Desk:
     def subscribed(self, number: int, symbol: str) -> None:
         with self._changed:
             self.symbols[symbol] = "subscribed"
+            self._changed.notify_all()
+
+    def unsubscribed(self, number: int, symbol: str) -> None:
+        with self._changed:
+            self.symbols[symbol] = f"unsubscribed behind {len(self.delivered)}"
             self._changed.notify_all()
 
     def refused(self, number: int, symbol: str, reason: str) -> None:

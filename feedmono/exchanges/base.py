@@ -108,6 +108,14 @@ class Subscribed:
 
 
 @dataclass(frozen=True, slots=True)
+class Unsubscribed:
+    """The exchange ended the subscription of *symbol* as asked, or never answered: what still
+    comes of it is not wanted."""
+
+    symbol: str
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """The exchange refused *symbol* for good; the other symbols go on."""
 
@@ -144,7 +152,7 @@ class Unknown:
     reason: str
 
 
-Event = Data | Subscribed | Refused | Unanswered | Shutdown | SystemStatus | Unknown
+Event = Data | Subscribed | Unsubscribed | Refused | Unanswered | Shutdown | SystemStatus | Unknown
 
 
 class Session(ABC):
@@ -174,13 +182,20 @@ class Session(ABC):
         """
 
     @abstractmethod
+    def change(self, symbols: Sequence[str]) -> None:
+        """From now on these symbols are wanted, and no others: `poll` gives what is to be sent
+        for it. New ones are answered by `Subscribed` or `Refused`, those that go by
+        `Unsubscribed`; one that goes and comes back before the exchange was told, by nothing.
+        """
+
+    @abstractmethod
     def next_poll_s(self) -> float:
         """When `poll` has something to do at the latest; ``math.inf`` if nothing is due."""
 
     @property
     @abstractmethod
     def pending(self) -> frozenset[str]:
-        """The symbols that are neither acknowledged nor refused yet."""
+        """The wanted symbols that are neither acknowledged nor refused yet."""
 
 
 class Exchange(ABC):

@@ -29,6 +29,7 @@ from feedmono.exchanges.base import (
     Unanswered,
     Undecodable,
     Unknown,
+    Unsubscribed,
     excerpt,
 )
 from feedmono.trade import (
@@ -340,18 +341,23 @@ class _BinanceSession(Session):
         self._subscriptions = Subscriptions(symbols, _SYMBOLS_PER_REQUEST, _MESSAGE_INTERVAL_S)
 
     def poll(self, now_s: float) -> tuple[Sequence[str], Sequence[Event]]:
-        given_up = self._subscriptions.expire(now_s)
-        events = (Unanswered(given_up),) if given_up else ()
+        unanswered, left = self._subscriptions.expire(now_s)
+        events: tuple[Event, ...] = tuple(Unsubscribed(symbol) for symbol in left)
+        if unanswered:
+            events += (Unanswered(unanswered),)
         request = self._subscriptions.due(now_s)
         if request is None:
             return (), events
         message = {
-            "method": "SUBSCRIBE",
+            "method": "SUBSCRIBE" if request.joins else "UNSUBSCRIBE",
             # Stream names are lower case: a stream of another name is accepted and stays mute.
             "params": [f"{symbol.lower()}@trade" for symbol in request.symbols],
             "id": request.id,
         }
         return (json.dumps(message, ensure_ascii=False, separators=(",", ":")),), events
+
+    def change(self, symbols: Sequence[str]) -> None:
+        self._subscriptions.change(symbols)
 
     def next_poll_s(self) -> float:
         return self._subscriptions.next_s()
@@ -383,9 +389,12 @@ class _BinanceSession(Session):
     def _acknowledged(self, request_id: int) -> Sequence[Event]:
         """One answer for all symbols of a request; a second one, to its repetition, for none."""
         symbols = self._subscriptions.of(request_id)
+        if not symbols:
+            return ()
+        answer = Subscribed if self._subscriptions.joins(request_id) else Unsubscribed
         for symbol in symbols:
             self._subscriptions.settle(request_id, symbol)
-        return tuple(Subscribed(symbol) for symbol in symbols)
+        return tuple(answer(symbol) for symbol in symbols)
 
     def _refused(self, message: _Message, now_s: float) -> Sequence[Event]:
         """The error stands flat in the message or in an object of its own."""
@@ -405,5 +414,6 @@ class _BinanceSession(Session):
         if len(symbols) > 1:
             self._subscriptions.split(message.id, now_s)
             return ()
-        self._subscriptions.settle(message.id, symbols[0])
-        return (Refused(symbols[0], reason),)
+        joins = self._subscriptions.joins(message.id)
+        self._subscriptions.settle(message.id, symbols[0], refused=True)
+        return (Refused(symbols[0], reason) if joins else Unsubscribed(symbols[0]),)

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from feedmono.exchanges._subscriptions import Subscriptions
+from feedmono.exchanges._subscriptions import Request, Subscriptions
 from feedmono.exchanges.base import (
     Data,
     Decoded,
@@ -35,6 +35,7 @@ from feedmono.exchanges.base import (
     Unanswered,
     Undecodable,
     Unknown,
+    Unsubscribed,
     excerpt,
 )
 from feedmono.trade import (
@@ -64,6 +65,7 @@ _PASSING = re.compile(
     re.IGNORECASE,
 )
 _ALREADY_SUBSCRIBED = "Already subscribed"
+_METHODS = ("subscribe", "unsubscribe")
 
 # A REST answer that is an error has status 200, and its list of errors comes first.
 _REFUSAL = re.compile(rb'\s*\{\s*"error"\s*:\s*\[\s*"')
@@ -427,6 +429,15 @@ def _page_trade(symbol: str, row: _PageRow) -> Trade:
     return Trade(symbol, row.trade_id, price, quantity, side, time_us)
 
 
+def _asking(request: Request) -> dict[str, object]:
+    """The message that asks for subscriptions, or for their end."""
+    params: dict[str, object] = {"channel": "trade", "symbol": request.symbols}
+    if request.joins:
+        # Its default differs between documents.
+        params["snapshot"] = True
+    return {"method": _METHODS[not request.joins], "params": params, "req_id": request.id}
+
+
 class _KrakenSession(Session):
     path = "/v2"
 
@@ -437,14 +448,14 @@ class _KrakenSession(Session):
         self._pings = 1_000_000_000
 
     def poll(self, now_s: float) -> tuple[Sequence[str], Sequence[Event]]:
-        given_up = self._subscriptions.expire(now_s)
-        events = (Unanswered(given_up),) if given_up else ()
+        unanswered, left = self._subscriptions.expire(now_s)
+        events: tuple[Event, ...] = tuple(Unsubscribed(symbol) for symbol in left)
+        if unanswered:
+            events += (Unanswered(unanswered),)
         request = self._subscriptions.due(now_s)
         message: dict[str, object]
         if request is not None:
-            # The default of snapshot differs between documents.
-            params = {"channel": "trade", "symbol": request.symbols, "snapshot": True}
-            message = {"method": "subscribe", "params": params, "req_id": request.id}
+            message = _asking(request)
         elif self._keep_alive_s is not None and now_s >= self._keep_alive_s:
             self._pings += 1
             self._subscriptions.keep_distance(now_s)
@@ -455,6 +466,9 @@ class _KrakenSession(Session):
             return (), events
         self._keep_alive_s = now_s + _KEEP_ALIVE_S
         return (json.dumps(message, ensure_ascii=False, separators=(",", ":")),), events
+
+    def change(self, symbols: Sequence[str]) -> None:
+        self._subscriptions.change(symbols)
 
     def next_poll_s(self) -> float:
         if self._keep_alive_s is None:
@@ -481,7 +495,7 @@ class _KrakenSession(Session):
         if message.method == "pong" and told is None:
             return ()
         # The old recording's error has no method.
-        if message.method == "subscribe" or (message.method is None and told is not None):
+        if message.method in _METHODS or (message.method is None and told is not None):
             if told is not None or message.success is False:
                 text = told[:200] if isinstance(told, str) else "no reason given"
                 return self._refused(message, text, frame, now_s)
@@ -512,18 +526,22 @@ class _KrakenSession(Session):
     def _subscribed(self, message: _Message, symbol: str, frame: bytes) -> Sequence[Event]:
         request_id = self._request_of(message, symbol)
         if request_id is not None:
+            joins = self._subscriptions.joins(request_id)
             self._subscriptions.settle(request_id, symbol)
-            return (Subscribed(symbol),)
+            return (Subscribed(symbol) if joins else Unsubscribed(symbol),)
         if self._subscriptions.issued(message.req_id):
             # The answer to a repetition, after the first one was answered late.
             return ()
         return (Unknown(f"an acknowledgement of no request of ours: {excerpt(frame)}"),)
 
     def _request_of(self, message: _Message, symbol: str) -> int | None:
-        """The request that an answer about *symbol* belongs to: by its number as well, if it
-        has one."""
+        """The request that an answer about *symbol* belongs to: by its number and its method as
+        well, if it has them."""
         request_id = self._subscriptions.request_of(symbol)
-        return request_id if message.req_id in (None, request_id) else None
+        if request_id is None or message.req_id not in (None, request_id):
+            return None
+        method = _METHODS[not self._subscriptions.joins(request_id)]
+        return request_id if message.method in (None, method) else None
 
     def _refused(self, message: _Message, text: str, frame: bytes, now_s: float) -> Sequence[Event]:
         symbol = message.symbol
@@ -541,9 +559,10 @@ class _KrakenSession(Session):
             return (Unknown(f"the server can't take a subscription now: {text}"),)
         if request_id is None:
             return (Unknown(f"an error that concerns no request of ours: {excerpt(frame)}"),)
+        joins = self._subscriptions.joins(request_id)
         for each in symbols:
-            self._subscriptions.settle(request_id, each)
-        return tuple(Refused(each, text) for each in symbols)
+            self._subscriptions.settle(request_id, each, refused=True)
+        return tuple(Refused(each, text) if joins else Unsubscribed(each) for each in symbols)
 
     def _postpone(self, request_id: int | None, now_s: float) -> None:
         """One request; all that are out if the server did not say which it means."""

@@ -291,6 +291,7 @@ class Connection(asyncio.Protocol):
             if not self.closing:
                 self.send(frame(CLOSE, message.payload[:2]))
                 self.closing = True
+                self._host.changed()
             if self._transport is not None:
                 self._transport.close()
             return

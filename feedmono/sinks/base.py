@@ -8,8 +8,9 @@ acknowledged position. A sink acknowledges an entry when its raw message *and* a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from feedmono.trade import EncodedTrade
@@ -101,8 +102,13 @@ class SinkStats:
     """What a sink counts for the operator, since it was made."""
 
     dead_letters: int = 0
-    errors: int = 0
-    """Failed writes, messages sent again, refusals: everything that `Sink.trouble` tells of."""
+    failures: Counter[str] = field(default_factory=Counter)
+    """Failed writes, messages sent again, refusals: everything that `Sink.trouble` tells of, by
+    kind: ``disk``; ``broker`` (or registry), ``message`` (a delivery), ``coverage``."""
+
+    @property
+    def errors(self) -> int:
+        return self.failures.total()
 
 
 class Sink(ABC):

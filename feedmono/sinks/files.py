@@ -218,7 +218,7 @@ class FilesSink(Sink):
 
     def _not_open(self, trouble: str) -> None:
         self._trouble = trouble
-        self.stats.errors += 1
+        self.stats.failures["disk"] += 1
         self._unlock()
 
     def _unlock(self) -> None:
@@ -335,7 +335,7 @@ class FilesSink(Sink):
                 sync_folder(path)
                 self._new_files = False
         except OSError as error:
-            self.stats.errors += 1
+            self.stats.failures["disk"] += 1
             self._trouble = f"could not sync {path}: {error.strerror}"
             self._abandon()
             raise SinkFailed(
@@ -446,7 +446,7 @@ class FilesSink(Sink):
             self._log.error("a file could not be cut", kind=stream.kind, error=str(error))
 
     def _in_trouble(self, error: OSError, path: Path) -> None:
-        self.stats.errors += 1
+        self.stats.failures["disk"] += 1
         self._pause_s = min(self._pause_s * 2, _RETRY_CAP_S) if self._trouble else _FIRST_RETRY_S
         self._trouble = _describe(error, path)
         self._retry_at_s = self._clock() + self._pause_s

@@ -80,7 +80,7 @@ class KafkaSink(Sink):
         self._moved_at = time.monotonic()
 
     def _count_error(self) -> None:
-        self.stats.errors += 1
+        self.stats.failures["broker"] += 1
 
     # Opening
 
@@ -102,7 +102,7 @@ class KafkaSink(Sink):
                 raise SinkFailed(f"kafka.properties: {describe(error)}") from error
         if self._prefixes is None or self._limits is None:
             self._not_open = "; ".join(problems)
-            self.stats.errors += len(problems)
+            self.stats.failures["broker"] += len(problems)
             return False
         self._start(*self._prefixes, self._limits)
         return True

@@ -142,7 +142,7 @@ class CoverageTopic:
         self._not_before = time.monotonic() + RETRY_S
         if kind not in self._told:
             self._told.add(kind)
-            self._stats.errors += 1
+            self._stats.failures["coverage"] += 1
             self._log.warning("coverage not stored", topic=self._topic, reason=reason)
 
     def _begin_anew(self, error: Exception) -> None:

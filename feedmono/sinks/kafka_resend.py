@@ -194,7 +194,7 @@ class Resender:
         for failure in failures:
             if is_fatal(failure.error):
                 raise SinkFailed(f"the Kafka producer failed: {describe(failure.error)}")
-            self._stats.errors += 1
+            self._stats.failures["message"] += 1
             message = self._layout.of(failure)
             kind = (failure.error.code(), message.topic)
             settled = self._settle(failure, message, first=kind not in seen)
