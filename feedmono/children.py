@@ -59,6 +59,12 @@ class Child:
     def name(self) -> str:
         return f"{self.role} {self.exchange}".rstrip()
 
+    @property
+    def place(self) -> dict[str, str]:
+        """What a log line about it names."""
+        exchange = {"exchange": self.exchange} if self.exchange else {}
+        return {**exchange, "worker": self.role}
+
     def start(self, beats: int, settle: Callable[[], None], logging: Callable[[], None]) -> None:
         """Forks it.
 
@@ -93,8 +99,7 @@ class Child:
             workers.settle(self.name, parent_pid)
             settle()
             logging()
-            place = {"exchange": self.exchange} if self.exchange else {}
-            log = logs.get(**place, worker=self.role)
+            log = logs.get(**self.place)
             try:
                 status = self.main(log)
             except ring.RingError as error:

@@ -381,6 +381,8 @@ class Connection:
     def _flow(self, life: _Life) -> None:
         """Reads, sends and watches until something ends it, by raising `Ended`."""
         watch, session, wire = self._watch, life.session, life.wire
+        if self._changed.is_set:
+            self._change_symbols(life, self._clock())
         self._send_due(life, self._clock())
         while True:
             self.pulse.beat()

@@ -243,11 +243,20 @@ class Sampler:
         self.exchange = exchange
         """May be replaced by one that differs in symbols and budget."""
         self._shared = workers.Shared.of(config, exchange.name)
-        self._counters = Counters(self._shared.counters)
-        self._ring = Ring(self._shared.ring)
+        self._counters: Counters
+        self._ring: Ring
+        self.reopen()
         self._samples: deque[_Sample] = deque(maxlen=SAMPLES + 1)
         self._roles: dict[str, Role] = {}
         self._notes: dict[Path, tuple[int, Mapping[str, object]]] = {}
+
+    def reopen(self) -> None:
+        """Looks at the ring and the counters that are there now.
+
+        :raises OSError, RingError: they can't be opened.
+        """
+        self._counters = Counters(self._shared.counters)
+        self._ring = Ring(self._shared.ring)
 
     def sample(self, known: Workers, usages: Mapping[int, Usage]) -> ExchangeStatus:
         """The exchange's state now.

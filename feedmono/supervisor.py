@@ -14,36 +14,34 @@ import os
 import re
 import select
 import signal
-import socket
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from feedmono import (
     alarms,
-    budget,
     events,
-    reader,
     reload,
     ring,
     samples,
-    serializer,
     snapshot,
     statelock,
+    systemd,
     workers,
 )
 from feedmono import log as logs
-from feedmono.children import HUNG, MEMORY, RELOAD, RETRY_CAP_S, RING, Child
+from feedmono.children import RELOAD, RING, Child
 from feedmono.config import Config, ConfigError, ExchangeConfig
 from feedmono.counters import Counters
 from feedmono.listener import Listener
 from feedmono.log import Log
 from feedmono.processes import Processes, Usage, open_files_limit
 from feedmono.rings import Rings
+from feedmono.served import Mending, Served, check_heart
 
 _SAMPLE_S = 1.0
 _SUMMARY_S = 60.0
@@ -54,16 +52,6 @@ _SILENT_S = 10.0
 _READERS_SHARE = 0.4
 # CPU is judged once the start, which takes much, is out of the samples.
 _SETTLED_S = 15.0
-
-
-@dataclass(slots=True)
-class _Mending:
-    """A ring that is to be replaced; its workers wait for it."""
-
-    retry_s: float = _FIRST_RETRY_S
-    due_s: float = 0.0
-    trouble: str = ""
-    """Why the last attempt failed."""
 
 
 class Display:
@@ -84,26 +72,6 @@ class Display:
         """Leaves the terminal as it was."""
 
 
-@dataclass(slots=True)
-class _Exchange:
-    """One that is served."""
-
-    sampler: snapshot.Sampler
-    reader: Child
-    serializer: Child
-    judge: budget.Judge = field(default_factory=budget.Judge)
-    mending: _Mending | None = None
-    """Its ring can't be used and is not replaced yet."""
-    resizing: bool = False
-    """Its ring is to be replaced once both workers have ended."""
-    fds: tuple[int, ...] = ()
-    """Of the workers' eventfd and sockets, closed when it is not served any more."""
-
-    @property
-    def children(self) -> tuple[Child, Child]:
-        return self.serializer, self.reader
-
-
 class Supervisor:
     """One instance, from its start to its end: `run`."""
 
@@ -122,7 +90,7 @@ class Supervisor:
         self.display = display or Display()
         self._reread = reread or (lambda: self.config)
         self._reloads = 0
-        self._exchanges: dict[str, _Exchange] = {}
+        self._exchanges: dict[str, Served] = {}
         self._rings = Rings(log)
         self._listener = Listener(log)
         self._status = Child("status", "", self._serve_status)
@@ -171,6 +139,7 @@ class Supervisor:
             state_dir=str(self.config.state_dir),
         )
         self._listener.bind(self.config.http)
+        systemd.notify(systemd.READY)
         self._watch(None if for_s is None else time.monotonic() + for_s)
         status = self._stop()
         os.close(lock_fd)
@@ -181,35 +150,14 @@ class Supervisor:
 
         :raises RingError, LockHeldError, OSError: it can't be served.
         """
-        name = exchange.name
-        shared = workers.Shared.of(self.config, name)
-        self._rings.open(self.config, name)
-        Counters.create(shared.counters)
-        for note in (shared.reader_note, shared.serializer_note, shared.orders):
-            note.unlink(missing_ok=True)
-        wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        asks, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        for end in (asks, asked):
-            end.setblocking(False)
-        asks_fd, asked_fd = asks.detach(), asked.detach()
-
-        def read(log: Log) -> int:
-            return reader.main(self.config, name, wake_fd, asked_fd, log)
-
-        def serialize(log: Log) -> int:
-            return serializer.main(self.config, name, wake_fd, asks_fd, log)
-
-        self._exchanges[name] = _Exchange(
-            snapshot.Sampler(self.config, exchange),
-            Child("reader", name, read),
-            Child("serializer", name, serialize, workers.YIELD),
-            fds=(wake_fd, asks_fd, asked_fd),
-        )
+        self._rings.open(self.config, exchange.name)
+        self._exchanges[exchange.name] = Served.begin(lambda: self.config, exchange)
 
     def _serve_status(self, log: Log) -> int:
         from feedmono import status  # noqa: PLC0415  what it imports only it has to carry
 
         assert self._listener.socket is not None, "it is started only with an address"
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         return status.main(self.config, self._listener.socket, self._listener.beat_fd, log)
 
     def _listen(self) -> None:
@@ -269,13 +217,7 @@ class Supervisor:
 
     def _startable(self) -> list[Child]:
         """The children that do not run, and have what they need to."""
-        found = [
-            child
-            for exchange in self._exchanges.values()
-            if not exchange.mending and not exchange.resizing
-            for child in exchange.children
-            if child.pid is None and not child.leaving
-        ]
+        found = [child for e in self._exchanges.values() for child in e.startable]
         if self._status.pid is None and self._listener.socket is not None:
             found.append(self._status)
         return found
@@ -316,14 +258,12 @@ class Supervisor:
         self._store.add(state)
         logs.tick()
         events.rotate(self.config.state_dir)
+        systemd.notify(systemd.ALIVE)
         return state
 
     def _sample(self, usages: dict[int, Usage]) -> snapshot.Snapshot:
         now_s, now_at_s = time.monotonic(), time.time()
-        exchanges = tuple(
-            exchange.sampler.sample(self._known(exchange, now_s), usages)
-            for exchange in self._exchanges.values()
-        )
+        exchanges = tuple(exchange.sample(now_s, usages) for exchange in self._exchanges.values())
         folders = {"state_dir": self.config.state_dir, "ring_dir": self.config.ring_dir}
         if self.config.sink == "files":
             folders["files.dir"] = self.config.files.dir
@@ -360,70 +300,18 @@ class Supervisor:
             processes=len(usages),
         )
 
-    def _known(self, exchange: _Exchange, now_s: float) -> snapshot.Workers:
-        children = (exchange.reader, exchange.serializer)
-        down = [
-            f"{child.name}, in {max(0.0, child.due_s - now_s):.0f} s"
-            for child in children
-            if child.pid is None and child.restarts
-        ]
-        if exchange.mending:
-            down = [f"the ring can't be replaced: {exchange.mending.trouble}"]
-        return snapshot.Workers(
-            {child.role: child.pid for child in children},
-            "; ".join(down),
-            {child.role: dict(child.restarts) for child in children},
-            exchange.judge.acts,
-        )
-
     def _look_at_hearts(self, usages: dict[int, Usage]) -> Iterator[alarms.Condition]:
-        """Ends who hangs; tells of those that wait for a disk, which no signal would end."""
-        for child in self._children():
-            if child.pid is None:
-                continue
-            if child is self._status:
-                beats, allowance_s = self._listener.beats, 0.0
-            else:
-                beats, allowance_s = self._exchanges[child.exchange].sampler.beats(child.role)
-            if not child.heart.look(beats, allowance_s):
-                continue
-            usage = usages.get(child.pid)
-            if usage is not None and usage.waits_for_disk:
-                text = f"the {child.role} has waited for the disk for {child.heart.looks} s"
-                yield alarms.Condition("hung", child.exchange, text)
-            elif child.reason != HUNG:
-                self.log.error(
-                    "a worker hangs: killed",
-                    **_place(child),
-                    pid=child.pid,
-                    silent_s=child.heart.looks,
-                )
-                child.kill(HUNG)
+        for exchange in self._exchanges.values():
+            for child in exchange.children:
+                usage = usages.get(child.pid or 0)
+                yield from check_heart(child, *exchange.sampler.beats(child.role), usage, self.log)
+        usage = usages.get(self._status.pid or 0)
+        yield from check_heart(self._status, self._listener.beats, 0.0, usage, self.log)
 
     def _keep_budgets(self, state: snapshot.Snapshot) -> None:
-        now_s = time.monotonic()
         for status in state.exchanges:
             exchange = self._exchanges[status.name]
-            uses = [
-                budget.Use(worker.role, worker.cpu_cores, worker.memory_bytes)
-                for worker in status.workers
-                if worker.pid is not None
-            ]
-            share = status.ring_used_bytes / status.ring_capacity_bytes
-            limits = exchange.sampler.exchange.budget
-            verdict = exchange.judge.look(now_s, limits, uses, share)
-            if exchange.sampler.throttle(verdict.serializer_cores):
-                event = "throttled" if verdict.serializer_cores < math.inf else "throttle lifted"
-                self.log.info(event, exchange=status.name, worker="serializer")
-            for child in exchange.children:
-                if child.role == verdict.restart:
-                    self.log.warning(
-                        "over its memory budget: restarted",
-                        **_place(child),
-                        memory_mib=status.memory_bytes >> 20,
-                        budget_mib=limits.memory_bytes >> 20,
-                    )
-                    child.end(MEMORY, self.config.stop_limit_s)
+            exchange.keep_budget(time.monotonic(), status, self.config.stop_limit_s, self.log)
 
     def _publish(self, state: snapshot.Snapshot) -> None:
         """Shows the sample to whoever looks."""
@@ -465,7 +353,7 @@ class Supervisor:
         )
 
     def _kill_late(self, child: Child) -> None:
-        self.log.warning("worker killed", **_place(child), reason="stop_limit")
+        self.log.warning("worker killed", **child.place, reason="stop_limit")
         child.kill(child.reason)
 
     def _reap(self) -> None:
@@ -477,7 +365,7 @@ class Supervisor:
             tell = self.log.info if ended.reason == RELOAD else self.log.warning
             tell(
                 "worker ended",
-                **_place(child),
+                **child.place,
                 pid=ended.pid,
                 how=ended.how,
                 reason=ended.reason,
@@ -525,19 +413,17 @@ class Supervisor:
         # Whoever has the old one open still must not go on with it.
         for child in exchange.children:
             child.wait(RING)
-        mending = exchange.mending = exchange.mending or _Mending()
+        mending = exchange.mending = exchange.mending or Mending()
         try:
             self._rings.replace(self.config, name)
             counters = workers.Shared.of(self.config, name).counters
             if not counters.exists():
                 Counters.create(counters)
-            exchange.sampler = snapshot.Sampler(self.config, exchange.sampler.exchange)
+            exchange.sampler.reopen()
         except (ring.RingError, statelock.LockHeldError, OSError) as error:
-            mending.due_s = time.monotonic() + mending.retry_s
-            mending.retry_s = min(mending.retry_s * 2, RETRY_CAP_S)
+            before = mending.failed(time.monotonic(), str(error))
             # The room that is free changes all the time.
-            said, mending.trouble = mending.trouble, str(error)
-            if re.sub(r"\d+", "", said) != re.sub(r"\d+", "", mending.trouble):
+            if re.sub(r"\d+", "", before) != re.sub(r"\d+", "", mending.trouble):
                 self.log.error("the ring can't be replaced", exchange=name, error=str(error))
             return
         exchange.mending = None
@@ -579,6 +465,8 @@ class Supervisor:
             self._exchanges[name].reader.end(RELOAD, self.config.stop_limit_s)
         for name in (*plan.serializers, *plan.rings):
             self._exchanges[name].serializer.end(RELOAD, self.config.stop_limit_s)
+        for name in plan.rings:
+            self._go_on(name, False)
         troubles = [trouble for name in plan.orders for trouble in self._order(name)]
         troubles += [trouble for name in plan.begin for trouble in self._begin(name)]
         if plan.http:
@@ -628,9 +516,8 @@ class Supervisor:
         """Forgets an exchange whose workers are gone; what its ring holds is kept."""
         exchange = self._exchanges.pop(name)
         self._rings.give_up(name)
-        for fd in exchange.fds:
-            os.close(fd)
-        state = exchange.sampler.sample(self._known(exchange, 0.0), {})
+        exchange.close()
+        state = exchange.sample(0.0, {})
         self._put_away(state)
         self.log.info("not served any more", exchange=name, delivered=state.delivered)
 
@@ -638,6 +525,7 @@ class Supervisor:
 
     def _stop(self) -> int:
         """Ends the readers, then, when the rings are drained, the serializers."""
+        systemd.notify(systemd.STOPPING)
         self.log.info("stopping", reason=_stop_reason(self._signals))
         self._signals.clear()
         start_s = time.monotonic()
@@ -696,7 +584,7 @@ class Supervisor:
                         child.kill("")
                         self.log.warning(
                             "worker killed",
-                            **_place(child),
+                            **child.place,
                             reason="hurried by a second signal" if hurried else "stop_limit",
                         )
             self._wait(limit_s if orderly else time.monotonic() + _SAMPLE_S)
@@ -707,12 +595,6 @@ class Supervisor:
                         child.pid = None
                         orderly &= status == 0
         return orderly
-
-
-def _place(child: Child) -> dict[str, str]:
-    """What a log line about it names."""
-    exchange = {"exchange": child.exchange} if child.exchange else {}
-    return {**exchange, "worker": child.role}
 
 
 def _stop_reason(numbers: list[int]) -> str:

@@ -216,7 +216,8 @@ def test_a_restart_of_one_kind_of_worker_leaves_the_others_alone_and_loses_nothi
         for name, (reader, serializer) in before.items():
             feedmono.wait_replaced(name, "serializer", serializer)
             assert feedmono.pids(name)[0] == reader
-        ends = [e for e in feedmono.events() if e["event"] == "worker ended"]
+        events = [e for e in feedmono.events() if e.get("worker") == "serializer"]
+        ends = [e for e in events if e["event"] == "worker ended"]
         assert [(e["how"], e["reason"]) for e in ends] == [("exit status 0", "reload")] * 2
         assert feedmono.of("binance")["counts"]["holes"] == 0
         before = {name: feedmono.pids(name) for name in ("binance", "kraken")}

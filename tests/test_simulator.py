@@ -311,6 +311,45 @@ def test_a_second_subscription_and_a_missing_one_are_told() -> None:
         assert until(client, "method")["method"] == "pong"
 
 
+@pytest.mark.parametrize("name", ["binance", "kraken"])
+def test_what_is_unsubscribed_is_not_sent_behind_the_answer_and_the_rest_goes_on(
+    name: str,
+) -> None:
+    if name == "binance":
+        path, gone, stays = "/stream", "BTCUSDT", "ETHUSDT"
+        params: Any = [f"{gone.lower()}@trade", f"{stays.lower()}@trade"]
+        messages = [
+            {"method": "SUBSCRIBE", "params": params, "id": 1},
+            {"method": "UNSUBSCRIBE", "params": params[:1], "id": 2},
+        ]
+    else:
+        path, gone, stays = "/v2", "BTC/USD", "ETH/USD"
+        messages = [
+            subscribe([gone, stays]),
+            {**subscribe([gone], 2), "method": "unsubscribe"},
+        ]
+
+    def is_answer(found: Any) -> bool:
+        return 2 in (found.get("id"), found.get("req_id"))
+
+    with Sim(name, "--rate", "1000", "--symbols", f"{gone},{stays}") as sim:
+        with connect(sim, path) as client, connect(sim, path) as other:
+            for each in (client, other):
+                ask(each, messages[0])
+            sim.wait(lambda s: s["subscriptions"] == {gone: 2, stays: 2})
+            ask(client, messages[1])
+            sim.wait(lambda s: s["subscriptions"] == {gone: 1, stays: 2})
+            before = ""
+            while not is_answer(json.loads(text := client.recv())):
+                before += text
+            assert gone in before or gone.lower() in before
+            behind = "".join(client.recv() for _ in range(50))
+            assert gone not in behind
+            assert stays in behind
+        # Who said goodbye is nobody that trades are sent to.
+        sim.wait(lambda s: s["subscriptions"] == {})
+
+
 def test_a_burst_of_subscriptions_exceeds_the_message_rate() -> None:
     with Sim("kraken", "--rate", "0") as sim, connect(sim, "/v2") as client:
         for n in range(30):

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -49,6 +50,24 @@ def test_the_processes_carry_titles_that_say_what_they_are(tmp_path: Path) -> No
                 ]
             ),
         )
+
+
+def test_systemd_is_told_that_it_runs_lives_and_stops(tmp_path: Path) -> None:
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told,
+        Sim("kraken") as sim,
+    ):
+        address = str(tmp_path / "notify")
+        told.bind(address)
+        told.settimeout(30)
+        feedmono = Instance(tmp_path / "x", sim)
+        feedmono.environ = {**feedmono.environ, "NOTIFY_SOCKET": address}
+        with feedmono:
+            assert [told.recv(100) for _ in range(3)] == [b"READY=1", b"WATCHDOG=1", b"WATCHDOG=1"]
+            assert feedmono.stop() == 0
+        while (state := told.recv(100)) == b"WATCHDOG=1":
+            pass
+        assert state == b"STOPPING=1"
 
 
 def test_a_second_start_says_which_process_holds_the_state(tmp_path: Path) -> None:
@@ -150,7 +169,7 @@ def test_a_ring_that_is_removed_while_in_use_is_replaced_and_what_it_held_fetche
         feedmono.wait(lambda s: s[0]["trades"] > made + 500)
         deleted = [
             link
-            for pid in (feedmono.pid, *(c.pid for c in psutil.Process(feedmono.pid).children()))
+            for pid in (feedmono.pid, *feedmono.workers())
             for link in map(os.readlink, Path(f"/proc/{pid}/fd").iterdir())
             if link.startswith(str(rings)) and link.endswith("(deleted)")
         ]
