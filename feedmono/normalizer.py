@@ -93,7 +93,7 @@ class Normalizer:
         elif trades:
             latency_s = (record.received_ns // 1000 - trades[-1].time_us) / 1e6
             self._counters.observe(Histogram.RECEIVE, latency_s, len(trades))
-            if latency_s < self.least_latency_s:
+            if latency_s < self.least_latency_s:  # noqa: PLR1730  min() would cost more
                 self.least_latency_s = latency_s
         # A repeated frame brings no trade that was not stored with its bytes before.
         symbol = decoded.trades[0].symbol if trades else None

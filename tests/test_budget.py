@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ def test_restarts_that_do_not_help_come_at_doubled_intervals_up_to_an_hour() -> 
     judge = Judge()
     large = uses(memory=95 * MIB)
     restarts = [s for s in range(40_000) if judge.look(s, WARN, large, 0.0).restart]
-    gaps = [b - a for a, b in zip(restarts, restarts[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(restarts)]
     assert restarts[0] == 30
     assert gaps[:4] == [61, 121, 241, 481]
     assert gaps[-1] == 3601

@@ -42,8 +42,9 @@ LEVELS = [
         "compare_result",
         "compare_table",
     },
-    {"supervisor"},
+    {"supervisor", "served"},
     {"status", "metrics", "health", "observer", "page"},
+    {"alarms", "children", "reload", "rings"},
     {"reader", "serializer", "snapshot", "statelock", "samples", "samples_row"},
     {
         "connection",
@@ -57,6 +58,7 @@ LEVELS = [
         "sinks",
         "simulator",
     },
+    {"budget", "listener"},
     {"config", "config_layers", "config_keys", "config_text", "config_values"},
     {
         "ring",
@@ -70,10 +72,11 @@ LEVELS = [
         "pace",
         "counters",
         "rest",
+        "throttle",
         "ledger",
     },
     {"httpd", "ids", "bitmap", "columns", "ring_layout", "framing", "trade", "log", "resources"},
-    {"events", "repeats"},
+    {"events", "heartbeat", "lowest", "processes", "repeats", "systemd"},
 ]
 
 # The standard places of third-party libraries; a folder stands for all of its files.
@@ -84,7 +87,7 @@ LIBRARIES = {
     "httpx": {"rest"},
     "msgspec": {"exchanges", "sinks"},
     "prometheus_client": {"metrics"},
-    "psutil": {"snapshot", "statelock"},
+    "psutil": {"processes", "statelock"},
     "pyhocon": {"config", "config_layers", "config_keys", "config_values", "config_text"},
     "pyparsing": {"config", "config_layers", "config_values", "config_text"},
     "rich": {"table", "top", "top_screen", "check", "cli"},
