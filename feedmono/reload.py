@@ -155,7 +155,10 @@ def request(state_dir: Path) -> Outcome:
 
     :raises NotReloadedError: see there.
     """
-    pid = statelock.holder(state_dir)
+    try:
+        pid = statelock.holder(state_dir)
+    except OSError as error:
+        raise NotReloadedError(f"{state_dir} can't be read: {error.strerror}") from error
     if pid is None:
         raise NotReloadedError(f"nothing runs on state_dir {state_dir}")
     before = _told(pid, state_dir)

@@ -15,7 +15,6 @@ import sys
 import termios
 from pathlib import Path
 
-import pytest
 from instance import by_symbol, read_avro
 from sim import Sim, wait_until
 
@@ -142,37 +141,70 @@ def test_closed_standard_streams_do_not_keep_it_from_starting(tmp_path: Path) ->
     assert list((tmp_path / "data/demo/binance").glob("trades-*.avro"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-def test_with_a_terminal_a_live_table_is_shown_below_the_log(tmp_path: Path, number: int) -> None:
-    screen_fd, terminal_fd = pty.openpty()
-    fcntl.ioctl(terminal_fd, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "feedmono", "run", "--demo"],
-        cwd=tmp_path,
-        env={**os.environ, "FEEDMONO_RING_DIR": str(tmp_path / "rings"), "TERM": "xterm"},
-        stdin=terminal_fd,
-        stdout=terminal_fd,
-        stderr=terminal_fd,
-    )
-    os.close(terminal_fd)
-    shown = b""
+class Screen:
+    """A demo in a terminal of its own."""
 
-    def read() -> bytes:
-        nonlocal shown
-        if select.select([screen_fd], [], [], 0.1)[0]:
+    def __init__(self, folder: Path) -> None:
+        self._fd, terminal_fd = pty.openpty()
+        fcntl.ioctl(terminal_fd, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+        self.process = subprocess.Popen(
+            ["setsid", "--ctty", sys.executable, "-m", "feedmono", "run", "--demo"],
+            cwd=folder,
+            env={**os.environ, "FEEDMONO_RING_DIR": str(folder / "rings"), "TERM": "xterm"},
+            stdin=terminal_fd,
+            stdout=terminal_fd,
+            stderr=terminal_fd,
+        )
+        os.close(terminal_fd)
+        self._shown = b""
+
+    def __enter__(self) -> Screen:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.close()
+
+    def close(self) -> None:
+        """The window is closed: whoever runs in it gets SIGHUP."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+
+    def wait(self, pattern: bytes) -> None:
+        """Waits until that is shown."""
+        wait_until(self._read, lambda text: re.search(pattern, text) is not None)
+
+    def wait_end(self) -> int:
+        """The exit status; what is shown meanwhile is taken in."""
+        wait_until(lambda: (self._read(), self.process.poll())[1], lambda end: end is not None)
+        return int(self.process.returncode)
+
+    def _read(self) -> bytes:
+        if self._fd >= 0 and select.select([self._fd], [], [], 0.1)[0]:
             with contextlib.suppress(OSError):  # the terminal's other end is closed
-                shown += os.read(screen_fd, 65536)
-        return shown
+                self._shown += os.read(self._fd, 65536)
+        return self._shown
 
-    try:
-        flowing = re.compile(rb"binance +.{0,9}flowing.{0,9} +\d+\.\d")
-        wait_until(read, lambda text: flowing.search(text) is not None)
-        assert b"subscribed" in shown
-        process.send_signal(number)
-        wait_until(lambda: (read(), process.poll())[1], lambda status: status is not None)
-        assert process.returncode == 0
-        wait_until(read, lambda text: b"fastavro" in text)
-    finally:
-        process.kill()
-        process.wait()
-        os.close(screen_fd)
+
+FLOWING = rb"binance +.{0,9}flowing.{0,9} +\d+\.\d"
+
+
+def test_with_a_terminal_a_live_table_is_shown_below_the_log(tmp_path: Path) -> None:
+    with Screen(tmp_path) as screen:
+        screen.wait(FLOWING)
+        screen.wait(b"subscribed")
+        screen.process.send_signal(signal.SIGHUP)
+        screen.wait(b"reloaded")
+        screen.process.send_signal(signal.SIGINT)
+        assert screen.wait_end() == 0
+        screen.wait(b"fastavro")
+
+
+def test_a_terminal_that_is_closed_ends_what_is_shown_in_it(tmp_path: Path) -> None:
+    with Screen(tmp_path) as screen:
+        screen.wait(FLOWING)
+        screen.close()
+        assert screen.wait_end() == 0
+        assert not (tmp_path / "var/demo/status.json").exists(), "it stopped in order"
