@@ -113,6 +113,8 @@ class Field(_FromZero):
     SINK_ERRORS_BROKER = auto()
     SINK_ERRORS_MESSAGE = auto()
     SINK_ERRORS_COVERAGE = auto()
+    SINK_ERRORS_FATAL = auto()
+    """The sink could not go on; its process ended and was started again."""
 
     # Written by the supervisor:
     THROTTLE = auto()

@@ -13,7 +13,7 @@ from feedmono.log import Log
 
 RETRY_S = 10.0
 """How often an address that can't be had is tried again."""
-_BACKLOG = 16
+_BACKLOG = 128
 
 
 class Listener:

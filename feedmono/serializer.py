@@ -46,7 +46,7 @@ from feedmono.metadata import CanonicalSymbols
 from feedmono.normalizer import Normalizer, Taken
 from feedmono.ring_layout import Record
 from feedmono.seen import Seen
-from feedmono.sinks.base import Entry, Frame, Sink, SinkFailed
+from feedmono.sinks.base import Entry, Frame, Sink, SinkFailed, SinkStats
 from feedmono.throttle import Throttle
 from feedmono.trade import STREAM, Trade
 
@@ -78,6 +78,29 @@ class Parts(NamedTuple):
     """Open."""
     ledger: Ledger
     news: News
+
+
+class SinkCounts:
+    """Takes what a sink counts into the exchange's counters."""
+
+    def __init__(self, counters: Counters, stats: SinkStats) -> None:
+        """What it has counted so far is known already."""
+        self._counters = counters
+        self._stats = stats
+        self._failures = Counter(stats.failures)
+        self._dead_letters = stats.dead_letters
+
+    def publish(self) -> None:
+        """Adds what came since."""
+        counters, stats = self._counters, self._stats
+        if stats.failures != self._failures:
+            for kind, times in (stats.failures - self._failures).items():
+                counters.add(SINK_ERROR_KINDS[kind], times)
+                counters.add(Field.SINK_ERRORS, times)
+            self._failures = Counter(stats.failures)
+        if stats.dead_letters != self._dead_letters:
+            counters.add(Field.DEAD_LETTERS, stats.dead_letters - self._dead_letters)
+            self._dead_letters = stats.dead_letters
 
 
 class Serializer:
@@ -121,8 +144,7 @@ class Serializer:
         self._deferred: deque[tuple[int, Settle]] = deque()
         self.trouble = ""
         """Why the ledger can't be written; empty if it can."""
-        self._failures_before = Counter(sink.stats.failures)
-        self._dead_before = sink.stats.dead_letters
+        self._sink_counts = SinkCounts(counters, sink.stats)
         self._offset = Lowest(OFFSET_SPAN_S)
         self._offset_due_s = -math.inf
 
@@ -310,15 +332,7 @@ class Serializer:
 
     def _publish(self) -> None:
         counters, seen, backfill = self._counters, self._seen, self._backfill
-        stats = self._sink.stats
-        if stats.failures != self._failures_before:
-            for kind, times in (stats.failures - self._failures_before).items():
-                counters.add(SINK_ERROR_KINDS[kind], times)
-                counters.add(Field.SINK_ERRORS, times)
-            self._failures_before = Counter(stats.failures)
-        if stats.dead_letters != self._dead_before:
-            counters.add(Field.DEAD_LETTERS, stats.dead_letters - self._dead_before)
-            self._dead_before = stats.dead_letters
+        self._sink_counts.publish()
         if seen.counts_changed:
             seen.counts_changed = False
             for field, amount in (
@@ -402,12 +416,22 @@ class Process:
         if not self._until(self._open_ledger, lambda: self._ledger_trouble):
             return 0
         sink = open_sink(self._config, self._name, self._shared, self._ledger.mark, self._log)
+        counts = SinkCounts(self._counters, sink.stats)
+
+        def opened() -> bool:
+            try:
+                return sink.open()
+            finally:
+                counts.publish()
+
         try:
-            ready = self._until(sink.open, lambda: sink.trouble, _OPEN_ALLOWANCE_S)
+            ready = self._until(opened, lambda: sink.trouble, _OPEN_ALLOWANCE_S)
             if ready and self._until(lambda: self._begun(sink), lambda: self._ledger_trouble):
                 self._deliver(canonical, sink)
         except SinkFailed as error:
             self._log.error("sink failed", error=str(error))
+            for field in (Field.SINK_ERRORS, Field.SINK_ERRORS_FATAL):
+                self._counters.add(field)
             return 1
         finally:
             self._counters[Field.SINK_READY] = 0
