@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from instance import Instance
+from instance import Instance, read_avro
 from sim import Sim, wait_until
 
 from feedmono import ledger
@@ -93,6 +93,18 @@ def feedmono(instance: Instance, *arguments: str) -> tuple[int, str]:
         check=False,
     )
     return done.returncode, done.stdout + done.stderr
+
+
+def assert_nothing_lost(feedmono: Instance, *sims: Sim) -> None:
+    """Has the exchanges pause, waits until all is delivered, and stops it: every trade is stored,
+    each once."""
+    for sim in sims:
+        sim.fault("pause")
+        wait_complete(feedmono, sim)
+    assert feedmono.stop() == 0
+    for sim in sims:
+        outcome = independent(read_avro(feedmono.data / sim.exchange, "trades"), sim)
+        assert (outcome.missing, outcome.doubled) == ([], 0)
 
 
 def verified(instance: Instance, *arguments: str) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from delivery import independent, wait_complete
-from instance import Instance, read_avro
+from delivery import assert_nothing_lost
+from instance import Instance
 from sim import Sim, wait_until
 
 from feedmono import config as configuration
@@ -165,16 +165,6 @@ class Reloaded(Instance):
     def url(self) -> str:
         content = json.loads((self.state / "status.json").read_text())
         return str(content["http"])
-
-
-def assert_nothing_lost(feedmono: Instance, *sims: Sim) -> None:
-    for sim in sims:
-        sim.fault("pause")
-        wait_complete(feedmono, sim)
-    assert feedmono.stop() == 0
-    for sim in sims:
-        outcome = independent(read_avro(feedmono.data / sim.exchange, "trades"), sim)
-        assert (outcome.missing, outcome.doubled) == ([], 0)
 
 
 def test_a_broken_configuration_changes_nothing_and_both_ends_say_why(tmp_path: Path) -> None:

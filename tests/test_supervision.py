@@ -13,8 +13,8 @@ from typing import Any
 
 import psutil
 import pytest
-from delivery import independent, wait_complete
-from instance import Instance, read_avro
+from delivery import assert_nothing_lost
+from instance import Instance
 from sim import Sim, wait_until
 
 from feedmono.heartbeat import LOOKS
@@ -80,16 +80,6 @@ def _is_unharmed(feedmono: Sick, exchange: str) -> None:
     assert status["counts"]["holes"] == 0
 
 
-def _nothing_lost(feedmono: Sick, *sims: Sim) -> None:
-    for sim in sims:
-        sim.fault("pause")
-        wait_complete(feedmono, sim)
-    assert feedmono.stop() == 0
-    for sim in sims:
-        outcome = independent(read_avro(feedmono.data / sim.exchange, "trades"), sim)
-        assert (outcome.missing, outcome.doubled) == ([], 0)
-
-
 def pair() -> tuple[Sim, Sim]:
     return (
         Sim("binance", "--rate", str(RATE), "--hold"),
@@ -117,7 +107,7 @@ def test_a_worker_that_hangs_is_replaced_and_nothing_is_lost(
         feedmono.wait_replaced("binance", role, victim)
         assert feedmono.restarts("binance", role) == {"hung": 1}
         _is_unharmed(feedmono, "kraken")
-        _nothing_lost(feedmono, binance, kraken)
+        assert_nothing_lost(feedmono, binance, kraken)
 
 
 def test_processes_that_were_all_suspended_are_not_taken_for_hung(tmp_path: Path) -> None:
@@ -133,7 +123,7 @@ def test_processes_that_were_all_suspended_are_not_taken_for_hung(tmp_path: Path
         kraken.wait(lambda state: _made(state) >= passed, LONG_S)
         for pid in (feedmono.pid, *everyone):
             os.kill(pid, signal.SIGCONT)
-        _nothing_lost(feedmono, binance, kraken)
+        assert_nothing_lost(feedmono, binance, kraken)
         assert not [e for e in feedmono.events() if e["event"] == "a worker hangs: killed"]
         ended = [e for e in feedmono.events() if e["event"] == "worker ended"]
         assert not [e for e in ended if e["pid"] in workers]
@@ -161,7 +151,7 @@ def test_a_worker_that_leaks_is_restarted_in_order_once_it_was_borne_long_enough
         assert feedmono.of("binance")["budget_exceeded"] == {"memory restart": 1}
         feedmono.wait(lambda _: not feedmono.alarms(), LONG_S)
         _is_unharmed(feedmono, "kraken")
-        _nothing_lost(feedmono, binance, kraken)
+        assert_nothing_lost(feedmono, binance, kraken)
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -179,7 +169,7 @@ def test_a_worker_that_spins_is_told_of_and_goes_on(tmp_path: Path, role: str) -
         feedmono.wait_event("alarm is over", LONG_S, kind="cpu", exchange="binance")
         _is_unharmed(feedmono, "binance")
         _is_unharmed(feedmono, "kraken")
-        _nothing_lost(feedmono, binance, kraken)
+        assert_nothing_lost(feedmono, binance, kraken)
 
 
 def test_a_throttled_serializer_keeps_its_budget_and_is_let_go_before_the_ring_fills(
@@ -209,7 +199,7 @@ def test_a_throttled_serializer_keeps_its_budget_and_is_let_go_before_the_ring_f
         assert status["counts"]["ring_full"] == 0
         _is_unharmed(feedmono, "binance")
         _is_unharmed(feedmono, "kraken")
-        _nothing_lost(feedmono, binance, kraken)
+        assert_nothing_lost(feedmono, binance, kraken)
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -233,4 +223,4 @@ def test_a_worker_that_crashes_at_start_is_tried_again_until_it_does_not(
         feedmono.wait(lambda s: bool(s[0][f"{role}_pid"]) and s[0]["state"] == "flowing")
         assert feedmono.restarts("binance", role)["crashed"] >= 3
         _is_unharmed(feedmono, "kraken")
-        _nothing_lost(feedmono, binance, kraken)
+        assert_nothing_lost(feedmono, binance, kraken)
