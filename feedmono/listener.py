@@ -50,13 +50,16 @@ class Listener:
             self.socket = _listening(http.host, http.port)
         except OSError as error:
             self._retry_at_s = time.monotonic() + RETRY_S
-            if str(error) != self._trouble:
-                self._trouble = str(error)
+            # What Python itself says of it quotes the address once more.
+            number = error.errno or 0
+            trouble = os.strerror(number) if number > 0 else str(error)
+            if trouble != self._trouble:
+                self._trouble = trouble
                 self._log.warning(
                     "no metrics: the address can't be had",
                     host=http.host,
                     port=http.port,
-                    error=error.strerror or str(error),
+                    error=trouble,
                     help="capture goes on; free it, or set http.host and http.port",
                 )
             return

@@ -442,7 +442,7 @@ class Supervisor:
             outcome = reload.Outcome(self._reloads, False, str(error).splitlines())
         else:
             lines = plan.told()
-            self.log.info("reloaded", changes=lines)
+            self.log.info("reloaded", changes="; ".join(lines))
             troubles = self._apply(plan)
             outcome = reload.Outcome(self._reloads, not troubles, lines + troubles)
         try:
@@ -452,6 +452,8 @@ class Supervisor:
 
     def _apply(self, plan: reload.Plan) -> list[str]:
         """Does what is planned; gives what could not be done."""
+        if plan.config != self.config:
+            self._status.end(RELOAD, self.config.stop_limit_s)
         self.config = plan.config
         logs.set_level(self.config.log.level, self.config.log.format)
         self._store.keep_s = self.config.samples.keep_s
@@ -472,7 +474,6 @@ class Supervisor:
         if plan.http:
             self._listener.close()
             self._listener.bind(self.config.http)
-        self._status.end(RELOAD, self.config.stop_limit_s)
         return troubles
 
     def _order(self, name: str) -> list[str]:

@@ -98,7 +98,7 @@ def run(state_dir: Path) -> int:
         with Live(console=console, screen=True, auto_refresh=False, redirect_stderr=False) as live:
             while True:
                 size = console.size
-                recent = events.recent(state_dir, _MOST_EVENTS)
+                recent = _happened(state_dir, _MOST_EVENTS)
                 look = watcher.look()
                 live.update(
                     render(look, watcher.history(), recent, size.width, size.height), refresh=True
@@ -108,13 +108,19 @@ def run(state_dir: Path) -> int:
     return 0
 
 
+def _happened(state_dir: Path, count: int) -> list[events.Event]:
+    """The recent events, but for each minute's summaries, whose figures are shown anyway."""
+    told = events.recent(state_dir, 2 * count)
+    return [event for event in told if event.event != "summary"][-count:]
+
+
 def _once(watcher: Watcher, state_dir: Path) -> int:
     console = Console()
     look = watcher.look()
     if look.state is None:
         print(f"feedmono: {look.trouble}", file=sys.stderr)
         return 1
-    recent = events.recent(state_dir, 10)
+    recent = _happened(state_dir, 10)
     console.print(render(look, watcher.history(), recent, console.width, 1000))
     return 0
 

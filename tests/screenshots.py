@@ -78,7 +78,9 @@ def take_page(browser: Browser, url: str, scheme: str, path: Path) -> None:
 def take_top(browser: Browser, instance: Instance, path: Path) -> None:
     """What ``feedmono top`` shows in a terminal."""
     console = Console(record=True, width=_COLUMNS, file=io.StringIO(), force_terminal=True)
-    console.print(Text.from_ansi(watch_top(instance)))
+    # Where it ran says nothing to whoever looks at the picture.
+    shown = watch_top(instance).replace(str(instance.folder), "/var/lib/feedmono")
+    console.print(Text.from_ansi(shown))
     # The picture's fonts would come from elsewhere; the machine's are good.
     svg = _FONTS.sub("", console.export_svg(title="feedmono top"))
     page = path.with_suffix(".html")
