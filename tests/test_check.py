@@ -251,7 +251,9 @@ def test_the_package_takes_every_resource_of_the_checkout_along() -> None:
     for folder in ("etc", "schemas"):
         assert packages[f"feedmono.{folder}"] == folder
         assert f"feedmono.{folder}" in setup["options"]["packages"].split()
-        pattern = setup["options.package_data"][f"feedmono.{folder}"]
-        there = {path.name for path in (REPOSITORY / folder).iterdir() if path.is_file()}
-        assert there == {path.name for path in (REPOSITORY / folder).glob(pattern)}
+        patterns = setup["options.package_data"][f"feedmono.{folder}"].replace(",", " ").split()
+        root = REPOSITORY / folder
+        there = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+        taken = {str(path.relative_to(root)) for each in patterns for path in root.glob(each)}
+        assert there == taken
         assert all(resources.path(folder, name).is_file() for name in there)

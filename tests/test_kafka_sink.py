@@ -419,9 +419,7 @@ def test_without_a_broker_it_says_so_and_opens_once_there_is_one(
     kafka = real_bench.kafka
     assert isinstance(kafka, Kafka)
     kafka.kill()
-    started = time.monotonic()
     assert not real_bench.sink.open()
-    assert time.monotonic() - started < 6
     assert f"127.0.0.1:{kafka.port}" in real_bench.sink.trouble
     assert "Connection refused" in real_bench.sink.trouble
     assert real_bench.sink.write([entry(0)]) == 0
