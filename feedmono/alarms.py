@@ -87,7 +87,7 @@ def conditions(state: Snapshot, lasting: frozenset[tuple[str, str]]) -> Iterator
         for kind, actual, limit, text in _of_exchange(exchange):
             if over(kind, exchange.name, actual, limit):
                 yield Condition(kind, exchange.name, text)
-    for kind, actual, limit, text in _of_all(state):
+    for kind, actual, limit, text in _of_all(state) if state.exchanges else ():
         if over(kind, "", actual, limit):
             yield Condition(kind, "", text)
     if low := [disk for disk in state.disks if over("disk", "", _least(disk), disk.free_bytes)]:

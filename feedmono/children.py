@@ -68,6 +68,7 @@ class Child:
     def start(self, beats: int, settle: Callable[[], None], logging: Callable[[], None]) -> None:
         """Forks it.
 
+        :raises OSError: the system lets nobody begin.
         :param beats: as they are now.
         :param settle: gives up in the child what it should not have of its parent's.
         :param logging: configures the child's log.
@@ -79,10 +80,12 @@ class Child:
         before = signal.pthread_sigmask(
             signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP, workers.YIELD}
         )
-        pid = os.fork()
-        if not pid:
-            self._become(parent_pid, settle, logging)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        try:
+            pid = os.fork()
+            if not pid:
+                self._become(parent_pid, settle, logging)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self.pid = pid
         self.heart = Heart(beats)
         self.reason, self.kill_at_s = "", math.inf
@@ -133,8 +136,14 @@ class Child:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
             self.pid = None
+            self.reason, self.kill_at_s = "", math.inf
             self.due_s = time.monotonic()
             self.restarts[reason] += 1
+
+    def put_off(self) -> None:
+        """It could not be started: it is tried again later."""
+        self.due_s = time.monotonic() + self.retry_s
+        self.retry_s = min(self.retry_s * 2, RETRY_CAP_S)
 
     def reap(self, progressed: Callable[[], bool]) -> Ended | None:
         """Takes it in if it has ended, and says when the next one is to start; None if it runs.
@@ -152,11 +161,12 @@ class Child:
             return Ended(pid, status, reason, math.inf)
         if progressed():
             self.retry_s = FIRST_RETRY_S
-        wait_s = 0.0 if reason in _WANTED else self.retry_s
-        self.due_s = time.monotonic() + wait_s
         self.restarts[reason] += 1
-        if wait_s:
-            self.retry_s = min(self.retry_s * 2, RETRY_CAP_S)
+        if reason in _WANTED:
+            self.due_s = time.monotonic()
+            return Ended(pid, status, reason, 0.0)
+        wait_s = self.retry_s
+        self.put_off()
         return Ended(pid, status, reason, wait_s)
 
 

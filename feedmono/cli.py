@@ -206,7 +206,24 @@ def _load(args: argparse.Namespace, overrides: Mapping[str, str] | None = None) 
 def _run(args: argparse.Namespace) -> int:
     if args.demo:
         return _demo(args)
-    return _capture(lambda: _load(args).config, args.for_s)
+    return _capture(_loader(args), args.for_s)
+
+
+def _loader(
+    args: argparse.Namespace, overrides: Mapping[str, str] | None = None
+) -> Callable[[], Config]:
+    """Loads the configuration, now and for each reload. A file that was there at first must not
+    be missing later: without it, all would be the default."""
+    path = Path.cwd() / configuration.DEFAULT_FILE
+    needed = args.config is None and path.is_file()
+
+    def load() -> Config:
+        if needed and not path.is_file():
+            allowed = "the file that was read at the start; with nothing in it, all is the default"
+            raise ConfigError([configuration.Mistake(str(path), "no such file", allowed)])
+        return _load(args, overrides).config
+
+    return load
 
 
 def _capture(load: Callable[[], Config], for_s: float | None) -> int:
@@ -241,7 +258,7 @@ def _demo(args: argparse.Namespace) -> int:
         return 1
     try:
         overrides = {**demo.overrides(os.environ), **simulators.overrides}
-        status = _capture(lambda: _load(args, overrides).config, args.for_s)
+        status = _capture(_loader(args, overrides), args.for_s)
     finally:
         simulators.stop()
     if status == 0:
@@ -355,7 +372,7 @@ def _reload(args: argparse.Namespace) -> int:
     except reload.NotReloadedError as error:
         return _fail(error)
     if not outcome.ok:
-        print("\n".join(("feedmono: not reloaded:", *outcome.lines)), file=sys.stderr)
+        print("feedmono: " + "\n".join(outcome.lines), file=sys.stderr)
         return 2
     print("\n".join(outcome.lines))
     return 0

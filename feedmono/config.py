@@ -37,6 +37,8 @@ __all__ = [
 ]
 
 _DEFAULT_NAME = "feedmono.conf"
+DEFAULT_FILE = os.path.join("etc", _DEFAULT_NAME)
+"""In the current folder: taken where no other file is named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +263,7 @@ def _add_files(layers: Layers, path: Path | None, folder: Path, environ: Mapping
     except FileNotFoundError as error:
         layers.mistakes.append(Mistake(f"etc/{_DEFAULT_NAME}", "no such file", str(error)))
         return False
-    label = os.path.join("etc", _DEFAULT_NAME) if path is None else str(path)
+    label = DEFAULT_FILE if path is None else str(path)
     given = folder / label
     if path is None and not given.is_file():
         return _add_file(layers, locate(default, str(default)), environ, None, DEFAULT) is not None

@@ -8,6 +8,7 @@ nothing is rounded on the way in.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import math
 import re
 from abc import ABC, abstractmethod
@@ -68,7 +69,6 @@ _WHOLE = re.compile(r"[+-]?\d{1,18}", re.ASCII)
 _DECIMAL = re.compile(r"[+-]?(?:\d{1,18}(?:\.\d{0,18})?|\.\d{1,18})(?:[eE][+-]?\d{1,3})?", re.ASCII)
 _SYMBOL = re.compile(r"[^\s,]{1,64}")
 _CANONICAL = re.compile(r"[^\s,/]{1,32}/[^\s,/]{1,32}")
-_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}|[0-9A-Fa-f:.]{2,45}")
 _SERVER = re.compile(
     r"(?:[A-Za-z_]+://)?(?:[^\s,:/@\[\]]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>\d{1,5}))?"
 )
@@ -466,14 +466,21 @@ class Servers(Kind):
 
 @dataclass(frozen=True, slots=True)
 class Host(Kind):
-    """The name or address of a network interface of this machine."""
+    """The address of a network interface of this machine; ``localhost`` is the only name, as the
+    lookup of another could take minutes."""
 
     def parse(self, value: object, folder: Path) -> str:
-        allowed = "a name or an IP address, such as 127.0.0.1 or 0.0.0.0"
+        allowed = "an IP address such as 127.0.0.1, 0.0.0.0 or ::1, or localhost"
         text = _text(value, allowed).strip()
-        if not _HOST.fullmatch(text):
+        if text == "localhost":
+            return text
+        try:
+            address = ipaddress.ip_address(text)
+        except ValueError:
+            raise Wrong(describe(value), allowed) from None
+        if "%" in text:
             raise Wrong(describe(value), allowed)
-        return text
+        return str(address)
 
 
 @dataclass(frozen=True, slots=True)

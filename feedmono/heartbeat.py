@@ -46,6 +46,7 @@ class Heart:
         self._beats = beats
         self.looks = 0
         """How many looks in a row have seen no beat."""
+        self._spared_at = 0
 
     def look(self, beats: int, allowance_s: float = 0.0) -> bool:
         """One look, a second after the last; whether the process hangs.
@@ -54,7 +55,16 @@ class Heart:
         """
         if beats != self._beats:
             self._beats = beats
-            self.looks = 0
+            self.looks = self._spared_at = 0
             return False
         self.looks += 1
-        return self.looks >= max(LOOKS, allowance_s)
+        return self.looks >= max(self._spared_at + LOOKS, allowance_s)
+
+    def spare(self) -> None:
+        """There is an excuse: the process has another `LOOKS` looks' time to beat again."""
+        self._spared_at = self.looks
+
+    @property
+    def is_spared(self) -> bool:
+        """Whether it was spared since it beat last."""
+        return self._spared_at > 0

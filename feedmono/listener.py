@@ -75,7 +75,8 @@ class Listener:
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    """:raises OSError: the name is unknown, the address busy or not ours."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, address = found[0][0], found[0][4]
-    return socket.create_server((str(address[0]), port), family=family, backlog=_BACKLOG)
+    """:raises OSError: the address is busy or not ours."""
+    # No name is looked up: that can take minutes, and would stop the supervisor so long.
+    address = "127.0.0.1" if host == "localhost" else host
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return socket.create_server((address, port), family=family, backlog=_BACKLOG)

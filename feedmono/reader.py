@@ -24,6 +24,7 @@ from feedmono.heartbeat import Pulse
 from feedmono.limiter import AttemptLimiter
 from feedmono.log import Log
 from feedmono.pace import RestPace
+from feedmono.rest import REQUEST_LIMIT_S
 from feedmono.slots import Numbers, Slot
 
 # How long the connections may take to say goodbye; their sockets have shorter limits.
@@ -31,6 +32,8 @@ _STOP_LIMIT_S = 5.0
 _ERRANDS_LIMIT_S = 0.5
 # What a crash of the host may cost a ring on a disk.
 _SYNC_S = 1.0
+# A slow disk takes its time, and no signal cuts that short.
+_SYNC_ALLOWANCE_S = 60.0
 _UNLISTED = "the exchange's metadata does not list it"
 _SIGNALS = frozenset({signal.SIGTERM, signal.SIGHUP})
 _TICK_S = 1.0
@@ -67,6 +70,8 @@ class Process:
         """Wakes who fetches them."""
         self._quiet = threading.Event()
         """The connections have ended."""
+        self._metadata_pulse = Pulse()
+        self._sync_pulse = Pulse()
         self._running: list[tuple[threading.Thread, Connection]] = []
         """Those of the connections, ended ones among them until the next one begins."""
         self._limits = self._fitting(config.connections)
@@ -166,12 +171,13 @@ class Process:
     def _tick(self) -> None:
         """Once a second or more often: shows that every thread comes round."""
         logs.tick()
+        self._end_patience()
         if not any(pulse.is_late for pulse in self._pulses()):
             self._counters.add(Field.READER_BEATS)
 
     def _pulses(self) -> list[Pulse]:
         running = [connection.pulse for thread, connection in self._running if thread.is_alive()]
-        return [self._errands.pulse, *running]
+        return [self._errands.pulse, self._metadata_pulse, self._sync_pulse, *running]
 
     # --- Which symbols are served, and by which slot.
 
@@ -279,6 +285,7 @@ class Process:
         return thread
 
     def _keep_metadata(self) -> None:
+        self._metadata_pulse.beat(REQUEST_LIMIT_S)
         metadata.keep_fetched(
             self._exchange,
             lambda: self._exchange_config,
@@ -292,15 +299,22 @@ class Process:
 
     def _pause(self, seconds: float) -> bool:
         """Waits so long, or until there is something to do about metadata; whether to end."""
-        if self._unnamed:
-            seconds = min(seconds, max(0.0, self._patience_end_s - time.monotonic()))
+        self._metadata_pulse.beat(seconds)
         self._look_again.wait(seconds)
         self._look_again.clear()
+        # What may follow is a request.
+        self._metadata_pulse.beat(REQUEST_LIMIT_S)
+        return self._stop.is_set()
+
+    def _end_patience(self) -> None:
+        """Subscribes new symbols whose metadata have not come in time, whatever became of the
+        request for them."""
+        if not self._unnamed:
+            return
         with self._lock:
             if self._unnamed and time.monotonic() >= self._patience_end_s:
                 self._log.warning("subscribed without metadata", symbols=sorted(self._unnamed))
                 self._named(self._unnamed)
-        return self._stop.is_set()
 
     def _is_hurried(self) -> bool:
         if not self._hurried.is_set():
@@ -332,7 +346,9 @@ class Process:
         synced = -1
         told = False
         while True:
+            self._sync_pulse.beat(_SYNC_S)
             over = self._quiet.wait(_SYNC_S)
+            self._sync_pulse.beat(_SYNC_ALLOWANCE_S)
             committed = self._ring.committed
             if committed != synced:
                 try:

@@ -75,7 +75,7 @@ def plan(old: Config, new: Config) -> Plan:
         readers=tuple(name for name, roles in anew.items() if "reader" in roles),
         serializers=tuple(name for name, roles in anew.items() if "serializer" in roles),
         rings=rings,
-        orders=tuple(name for name in anew if logs or _ordered(*pairs[name])),
+        orders=tuple(name for name in stay if logs or _ordered(*pairs[name])),
         http=old.http != new.http,
     )
 
@@ -112,6 +112,23 @@ def _ordered(exchange: ExchangeConfig, changed: ExchangeConfig) -> bool:
         changed.symbols,
         changed.canonical_symbols,
     )
+
+
+def check_room(plan: Plan) -> None:
+    """Whether the new rings have room beside the old ones.
+
+    :raises ConfigError: they have not.
+    :raises OSError: that can't be told.
+    """
+    names = (*plan.rings, *plan.begin)
+    if not names:
+        return
+    stat = os.statvfs(plan.config.ring_dir)
+    free_bytes = stat.f_bavail * stat.f_frsize
+    if len(names) * plan.config.ring_capacity_bytes > free_bytes:
+        found = f"{plan.config.ring_capacity_bytes >> 20} MiB for each of {len(names)} new rings"
+        allowed = f"what {plan.config.ring_dir} has room for: {free_bytes >> 20} MiB are free"
+        raise ConfigError([Mistake("ring_capacity", found, allowed)])
 
 
 def _fixed(key: str, old: Path, new: Path) -> Mistake:
@@ -173,6 +190,8 @@ def request(state_dir: Path) -> Outcome:
         told = _told(pid, state_dir)
         if told is not None and (before is None or told.number > before.number):
             return told
+        if statelock.holder(state_dir) != pid:
+            raise NotReloadedError(f"process {pid} has ended")
         time.sleep(_RETRY_S)
     raise NotReloadedError(
         f"process {pid} has not answered for {ANSWER_LIMIT_S:g} s; its log tells more"

@@ -19,6 +19,7 @@ the reader may see the cursor before the record. The crc finds that, and the rea
 from __future__ import annotations
 
 import errno
+import math
 import mmap
 import os
 import threading
@@ -52,6 +53,18 @@ _LOOKS = 3
 _SEQUENCE_LEAD_US = 1 << 42
 # A writer killed before it committed skips the numbers of one batch: never so many.
 _SKIPPED = 1 << 20
+# So much is looked through at once for headers: a millisecond's work.
+_CHUNK_BYTES = 1 << 20
+# One `RingReader.read` searches so much for intact records, about 0.1 s: its caller must show that
+# it lives.
+_SEARCH_BYTES = 64 << 20
+# A writer looks through so much of a damaged end, about a second, and follows so many bytes of
+# intact records, before it relies on the clock and the told sequence alone.
+_LAST_SEARCH_BYTES = 1 << 30
+_LAST_WALK_BYTES = 64 << 20
+_KIND_AT = 26
+# By the byte where a kind may stand: whether it is one that is handed out.
+_HANDED_OUT = bytes(kind in layout.KINDS and kind != PAD for kind in range(256))
 
 
 class RingError(Exception):
@@ -120,6 +133,20 @@ def _static(capacity_bytes: int, first_sequence: int) -> bytes:
     return layout.STATIC.pack(layout.MAGIC, layout.VERSION, crc, *tail)
 
 
+def _headers(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Where in *data*, at every eighth byte, the header of a record that is handed out may stand:
+    its place, and the size and the sequence that it tells. Zeroes and text have none, noise has
+    next to none."""
+    kinds = data[_KIND_AT :: layout.ALIGNMENT].translate(_HANDED_OUT)
+    behind = len(data) - RECORD_BYTES
+    found = kinds.find(1)
+    while found >= 0 and (at := found * layout.ALIGNMENT) <= behind:
+        size, _, sequence, _, _, _, _, spare = RECORD.unpack_from(data, at)
+        if not spare:
+            yield at, size, sequence
+        found = kinds.find(1, found + 1)
+
+
 def _no_room(path: Path, capacity_bytes: int, error: OSError) -> str:
     text = f"ring {path}: can't reserve {capacity_bytes >> 10} KiB: {error.strerror}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -155,6 +182,7 @@ class Ring:
         self.capacity_bytes: int = capacity
         self.first_sequence: int = first
         self.same_boot: bool = boot == boot_id()
+        self._largest_bytes = layout.max_payload_bytes(capacity)
         self._view = memoryview(self._map)
         self._words = self._view.cast("Q")
         self._recover_cursors()
@@ -206,12 +234,53 @@ class Ring:
     def _resynchronize(self, position: int, last: int, committed: int) -> tuple[int, int] | None:
         """The next intact record at or behind *position* with a sequence above *last*: where it
         begins, and its sequence."""
-        while position < committed:
-            record = self._record(position, committed)
-            if record is not None and record.kind != PAD and record.sequence > last:
-                return position, record.sequence
-            position += layout.ALIGNMENT
-        return None
+        begin, sequence = self._search(position, last, committed)
+        return None if sequence is None else (begin, sequence)
+
+    def _search(
+        self, position: int, last: int, limit: int, work_bytes: float = math.inf
+    ) -> tuple[int, int | None]:
+        """As `_resynchronize`, but looks at no more than about *work_bytes*, or one record: where
+        to go on then, and None in the place of the sequence. At *limit* there is nothing."""
+        while position < limit:
+            behind = self._chunk_end(position, limit)
+            work_bytes -= behind - position
+            for begin, size, sequence in self._headers_between(position, behind):
+                if sequence <= last or begin + record_bytes(size) > limit:
+                    continue
+                if self._record(begin, limit) is not None:
+                    return begin, sequence
+                work_bytes -= size
+                if work_bytes <= 0:
+                    return begin + layout.ALIGNMENT, None
+            position = behind
+            if work_bytes <= 0:
+                break
+        return position, None
+
+    def _search_back(self, limit: int, begin: int) -> Iterator[tuple[int, int]]:
+        """Where records may begin, from *limit* back to *begin*, and the size each tells."""
+        while limit > begin:
+            lap = (limit - 1) // self.capacity_bytes * self.capacity_bytes
+            start = max(begin, lap, limit - _CHUNK_BYTES)
+            for position, size, _ in reversed([*self._headers_between(start, limit)]):
+                yield position, size
+            limit = start
+
+    def _chunk_end(self, position: int, limit: int) -> int:
+        left = self.capacity_bytes - position % self.capacity_bytes
+        return min(limit, position + min(left, _CHUNK_BYTES))
+
+    def _headers_between(self, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """As `_headers`, of a part of one lap, with positions for places. What can't be there,
+        since the lap ends before, is left out."""
+        offset = begin % self.capacity_bytes
+        at = HEADER_BYTES + offset
+        behind = at + end - begin + RECORD_BYTES - layout.ALIGNMENT
+        for place, size, sequence in _headers(self._map[at:behind]):
+            left = self.capacity_bytes - offset - place
+            if size <= min(self._largest_bytes, left - RECORD_BYTES):
+                yield begin + place, size, sequence
 
     def _newest(self, acknowledged: int) -> int:
         """Where the newest record ends that is not acknowledged."""
@@ -223,7 +292,7 @@ class Ring:
         while position < limit and (last or 0) + 1 < self._words[NEXT_SEQUENCE_WORD]:
             record = self._record(position, limit)
             if record is None:
-                position += layout.ALIGNMENT
+                position = self._search(position + layout.ALIGNMENT, last or 0, limit)[0]
                 continue
             position = record.end
             if record.kind != PAD and record.sequence > (last or 0):
@@ -245,14 +314,11 @@ class Ring:
     def _sequence_before(self, position: int) -> int | None:
         """The sequence of the record that ends at *position*; None if it is not intact."""
         lap = (position - 1) // self.capacity_bytes * self.capacity_bytes
-        largest_bytes = RECORD_BYTES + layout.max_payload_bytes(self.capacity_bytes)
-        begin = max(0, lap, position - largest_bytes)
-        at = HEADER_BYTES - lap
-        for start in range(position - RECORD_BYTES, begin - 1, -layout.ALIGNMENT):
-            size = int.from_bytes(self._map[at + start : at + start + 4], "little")
+        begin = max(0, lap, position - RECORD_BYTES - self._largest_bytes)
+        for start, size in self._search_back(position, begin):
             if start + record_bytes(size) == position:
                 record = self._record(start, position)
-                if record is not None and record.kind != PAD:
+                if record is not None:
                     return record.sequence
         return None
 
@@ -305,7 +371,6 @@ class RingWriter(Ring):
         """
         super().__init__(path)
         self._lock = threading.Lock()
-        self._max_payload_bytes = layout.max_payload_bytes(self.capacity_bytes)
         self._room_bytes = self.capacity_bytes - layout.reserve_bytes(self.capacity_bytes)
         # A batch that is never committed must not cover a whole lap: `RingReader.seek` tells it
         # from what was there by what it left.
@@ -324,11 +389,27 @@ class RingWriter(Ring):
             return told if least < told < least + _SKIPPED else least
         # Damage, or pages that a lost machine had not written, may hide the last one.
         if last is None:
-            last = self._walk(self.acknowledged, committed)[1] or 0
+            last = self._last_intact(committed) or 0
         now = time.time_ns() // 1000
         if told > max(now, last, self.first_sequence) + _SEQUENCE_LEAD_US:
             told = 0
         return max(self.first_sequence, last + 1, told, now)
+
+    def _last_intact(self, committed: int) -> int | None:
+        """The sequence of the newest record that is intact, as far as a second's work tells."""
+        acknowledged = self.acknowledged
+        begin = max(acknowledged, committed - _LAST_SEARCH_BYTES)
+        work_bytes = _LAST_SEARCH_BYTES
+        for start, size in self._search_back(committed, begin):
+            if start + record_bytes(size) > committed:
+                continue
+            record = self._record(start, committed)
+            if record is not None:
+                return record.sequence
+            work_bytes -= size
+            if work_bytes <= 0:
+                break
+        return self._walk(acknowledged, min(committed, acknowledged + _LAST_WALK_BYTES))[1]
 
     @property
     def next_sequence(self) -> int:
@@ -377,7 +458,7 @@ class RingWriter(Ring):
             size = len(payload)
             total = (RECORD_BYTES + size + 7) & -8
             left = capacity - position % capacity
-            if size > self._max_payload_bytes:
+            if size > self._largest_bytes:
                 raise ValueError(f"{size} B are too large for ring {self.path}")
             if total > left:
                 if position + left + total > limit:
@@ -444,6 +525,8 @@ class RingReader(Ring):
         self._position = self.acknowledged
         self._last_sequence = 0
         self._looks = 0
+        # How far the search for what is intact behind a damaged record has come.
+        self._searched: int | None = None
         # After a `seek` back: records before this end have sequences below that one.
         self._old_end = 0
         self._old_below = 0
@@ -452,6 +535,12 @@ class RingReader(Ring):
     def position(self) -> int:
         """Where the next `read` begins."""
         return self._position
+
+    @property
+    def searching(self) -> bool:
+        """Whether a large damaged part is looked through, a slice with each `read`: the next call
+        has something to do."""
+        return self._searched is not None
 
     @property
     def last_sequence(self) -> int:
@@ -481,6 +570,7 @@ class RingReader(Ring):
             if record is None:
                 return False
         self._position, self._last_sequence, self._looks = position, 0, 0
+        self._searched = None
         return True
 
     def _move_back(self, position: int, acknowledged: int, committed: int) -> bool:
@@ -507,7 +597,8 @@ class RingReader(Ring):
 
     def read(self, max_records: int, max_bytes: int) -> list[Record]:
         """The next committed records, at most so many and, but for the first, at most about so
-        many bytes. Empty if there is none yet: wait some milliseconds before the next call."""
+        many bytes. Empty if there is none yet: wait some milliseconds before the next call, unless
+        it is `searching`."""
         committed = cursor_position(self._words[COMMITTED_WORD])
         if committed is None:
             return []
@@ -515,6 +606,9 @@ class RingReader(Ring):
         position, last = self._position, self._last_sequence
         if position < self._old_end:
             committed = self._old_end
+        if self._searched is not None:
+            self._position, self._last_sequence = self._search_on(position, last, committed)
+            return []
         limit = min(committed, position + max_bytes)
         while position < committed and len(records) < max_records:
             if position >= limit and records:
@@ -545,11 +639,21 @@ class RingReader(Ring):
         if self._looks < _LOOKS:
             return position, last
         self._looks = 0
-        found = self._resynchronize(position + layout.ALIGNMENT, last, committed)
-        end = found[0] if found else committed
+        self._searched = position + layout.ALIGNMENT
+        return self._search_on(position, last, committed)
+
+    def _search_on(self, position: int, last: int, committed: int) -> tuple[int, int]:
+        """Looks through the next slice behind the damaged record at *position*; where to read on,
+        which is there again until the search has ended."""
+        assert self._searched is not None
+        end, sequence = self._search(self._searched, last, committed, _SEARCH_BYTES)
+        if sequence is None and end < committed:
+            self._searched = end
+            return position, last
+        self._searched = None
         at = HEADER_BYTES + position % self.capacity_bytes
         shown = min(end - position, 64 * 1024, len(self._map) - at)
-        lost = found[1] - last - 1 if found and last else None
+        lost = sequence - last - 1 if sequence is not None and last else None
         self.damage.append(Damage(position, self._map[at : at + shown], end - position, lost))
         return end, last
 
@@ -577,6 +681,8 @@ class SalvagedReader:
         except OSError as error:
             raise RingError(f"ring {path}: can't read it: {error.strerror}") from error
         self.damage: list[Damage] = []
+        self.searching = False
+        """As of `RingReader`: all of it was searched at once."""
         self.position = 0
         self._acknowledged = 0
         wanted = self._unacknowledged()
@@ -602,14 +708,15 @@ class SalvagedReader:
 
     def _scan(self) -> Iterator[tuple[int, int]]:
         """Sequence and place of each intact record."""
-        at = HEADER_BYTES
-        while at + RECORD_BYTES <= len(self._data):
-            record = self._record(at, 0)
-            if record is None:
-                at += layout.ALIGNMENT
-            else:
-                yield record.sequence, at
-                at += record_bytes(len(record.payload))
+        data, free_from = self._data, HEADER_BYTES
+        for begin in range(HEADER_BYTES, len(data), _CHUNK_BYTES):
+            chunk = data[begin : begin + _CHUNK_BYTES + RECORD_BYTES - layout.ALIGNMENT]
+            for place, *_ in _headers(chunk):
+                at = begin + place
+                record = self._record(at, 0) if at >= free_from else None
+                if record is not None:
+                    yield record.sequence, at
+                    free_from = at + record_bytes(len(record.payload))
 
     def _record(self, at: int, end: int) -> Record | None:
         data = self._data

@@ -98,8 +98,10 @@ def merge(rows: Sequence[Row], at_s: float) -> Row:
 
 def _counts(rows: Sequence[Row]) -> dict[str, int]:
     """Of all rows together."""
-    columns = zip(*map(_counted, rows), strict=True)
-    return dict(zip(COUNTED, map(sum, columns), strict=True))
+    totals = [0] * len(COUNTED)
+    for row in rows:
+        totals = [total + each for total, each in zip(totals, _counted(row), strict=True)]
+    return dict(zip(COUNTED, totals, strict=True))
 
 
 def _mean(weighted: Sequence[tuple[float | None, int]]) -> float | None:

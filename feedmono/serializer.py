@@ -552,6 +552,9 @@ class Process:
                     sink.flush()
             elif last and not ending:
                 self._pause()
+                if self._ending:
+                    # What told so is read already, and would not wake `_wait`.
+                    continue
             if read >= _BUSY_RECORDS:
                 continue
             if self._wait(serializer.wait_s()) and linger_s:
@@ -559,10 +562,12 @@ class Process:
                 time.sleep(linger_s)
 
     def _pause(self) -> None:
-        """As long as the supervisor's throttle demands it."""
+        """As long as the supervisor's throttle demands it; orders are taken meanwhile."""
         while not self._ending and (pause_s := self._throttle.pause_s()):
             self._beat()
-            self._stop_poll.poll(math.ceil(pause_s * 1000))
+            if self._stop_poll.poll(math.ceil(pause_s * 1000)):
+                os.read(self._stop_read, 64)
+            self._take_orders()
 
     def _wait(self, timeout_s: float) -> bool:
         """Waits for records, for a signal, or for so long; whether there are records."""

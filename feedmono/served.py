@@ -51,6 +51,10 @@ class Served:
     """Its ring can't be used and is not replaced yet."""
     resizing: bool = False
     """Its ring is to be replaced once both workers have ended."""
+    drains: int = 0
+    """How many serializers were started only to drain its ring."""
+    drain_at_s: float = 0.0
+    """When such a one is told to end, though its sink is not ready."""
 
     @classmethod
     def begin(cls, config: Callable[[], Config], exchange: ExchangeConfig) -> Served:
@@ -64,6 +68,7 @@ class Served:
         Counters.create(shared.counters)
         for note in (shared.reader_note, shared.serializer_note, shared.orders):
             note.unlink(missing_ok=True)
+        sampler = snapshot.Sampler(config(), exchange)
         wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         for end in ends:
@@ -77,7 +82,7 @@ class Served:
             return serializer.main(config(), name, wake_fd, asks_fd, log)
 
         return cls(
-            snapshot.Sampler(config(), exchange),
+            sampler,
             Child("reader", name, read),
             Child("serializer", name, serialize, workers.YIELD),
             (wake_fd, asks_fd, asked_fd),
@@ -103,7 +108,7 @@ class Served:
         down = [
             f"{child.name}, in {max(0.0, child.due_s - now_s):.0f} s"
             for child in children
-            if child.pid is None and child.restarts
+            if child.pid is None and child.restarts and not child.leaving
         ]
         if self.mending:
             down = [f"the ring can't be replaced: {self.mending.trouble}"]
@@ -112,6 +117,7 @@ class Served:
             "; ".join(down),
             {child.role: dict(child.restarts) for child in children},
             self.judge.acts,
+            self.reader.leaving,
         )
 
     def keep_budget(self, now_s: float, status: ExchangeStatus, limit_s: float, log: Log) -> None:
@@ -150,13 +156,15 @@ def check_heart(
     child: Child, beats: int, allowance_s: float, usage: Usage | None, log: Log
 ) -> Iterator[alarms.Condition]:
     """Ends who hangs; tells of one that waits for a disk, which no signal would end."""
-    if child.pid is None or not child.heart.look(beats, allowance_s):
+    if child.pid is None:
         return
-    if usage is not None and usage.waits_for_disk:
-        text = f"the {child.role} has waited for the disk for {child.heart.looks} s"
+    heart = child.heart
+    if heart.look(beats, allowance_s):
+        if usage is not None and usage.waits_for_disk():
+            heart.spare()
+        elif child.reason != HUNG:
+            log.error("a worker hangs: killed", **child.place, pid=child.pid, silent_s=heart.looks)
+            child.kill(HUNG)
+    if heart.is_spared:
+        text = f"the {child.role} has waited for the disk for {heart.looks} s"
         yield alarms.Condition("hung", child.exchange, text)
-    elif child.reason != HUNG:
-        log.error(
-            "a worker hangs: killed", **child.place, pid=child.pid, silent_s=child.heart.looks
-        )
-        child.kill(HUNG)

@@ -99,7 +99,8 @@ class ExchangeStatus:
     name: str
     state: str
     """``starting``, ``connecting``, ``flowing``, ``partial`` (not all connections or symbols),
-    ``waiting`` (for the sink, or for metadata), ``restarting``, ``stopped``."""
+    ``waiting`` (for the sink, or for metadata), ``restarting``, ``ending`` (disabled),
+    ``stopped``."""
     detail: str
     """Why, when the state is not ``flowing``."""
     trades_per_s: float
@@ -137,7 +138,7 @@ class ExchangeStatus:
     """How often a budget was exceeded, by resource and action: ``cpu warn``, ``cpu throttle``,
     ``memory restart``."""
     throttle: float = 1.0
-    """The share of its time that the serializer may work; 1: all of it."""
+    """The share of its time that the serializer may work; 1: all of it, or more than one core."""
     clock_offset_s: float | None = None
     """The shortest time from the exchange's stamp to the socket, lately: how far this clock is
     ahead of the exchange's, and the way in it; negative: it is behind."""
@@ -200,6 +201,8 @@ class Workers:
     restarts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """By role and reason."""
     budget_exceeded: Mapping[str, int] = field(default_factory=dict)
+    ending: bool = False
+    """The exchange is not to be served any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +284,8 @@ class Sampler:
         delivery = _difference(now.delivery, before.delivery)
         last_ns = counters[Field.LAST_TRADE_NS]
         offset_ns = counters.signed(Field.CLOCK_OFFSET_NS)
+        if not known.pids.get("serializer"):
+            offset_ns = NO_OFFSET
         state, detail = self._state(known)
         statuses = tuple(
             self._worker(name, role, known, before, span_s) for name, role in self._roles.items()
@@ -317,7 +322,7 @@ class Sampler:
             reconnect_reasons={r: counters[f] for r, f in RECONNECT_REASONS.items()},
             sink_errors={kind: counters[f] for kind, f in SINK_ERROR_KINDS.items()},
             budget_exceeded=dict(known.budget_exceeded),
-            throttle=(counters[Field.THROTTLE] or 1000) / 1000,
+            throttle=min((counters[Field.THROTTLE] or 1000) / 1000, 1.0),
             clock_offset_s=None if offset_ns == NO_OFFSET else offset_ns / 1e9,
         )
 
@@ -347,15 +352,26 @@ class Sampler:
         not its own."""
         if role == "serializer":
             self._counters[Field.SERIALIZER_ALLOWANCE_S] = 0
+            self._counters[Field.SINK_READY] = 0
         return self.beats(role)[0]
 
     def throttle(self, cores: float) -> bool:
         """What the serializer may use; infinite: all it wants. Whether a throttle begins or
         ends by that."""
-        parts = 0 if cores == math.inf else max(1, min(999, round(cores * 1000)))
+        parts = 0 if cores == math.inf else max(1, round(cores * 1000))
         before = self._counters[Field.THROTTLE]
         self._counters[Field.THROTTLE] = parts
         return bool(before) != bool(parts)
+
+    @property
+    def sink_ready(self) -> bool:
+        """Whether the serializer delivers."""
+        return self._counters[Field.SINK_READY] == 1
+
+    @property
+    def ring_used_bytes(self) -> int:
+        """What waits in the ring now."""
+        return self._ring.used_bytes
 
     def progress(self, role: str) -> int:
         """What moves while a worker of that role does its work: frames taken in by a ``reader``,
@@ -364,6 +380,8 @@ class Sampler:
 
     def _state(self, known: Workers) -> tuple[str, str]:
         counters = self._counters
+        if known.ending:
+            return "ending", "disabled: what the ring holds is delivered"
         if known.restarting:
             return "restarting", known.restarting
         if not any(known.pids.values()):

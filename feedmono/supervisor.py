@@ -28,6 +28,7 @@ from feedmono import (
     reload,
     ring,
     samples,
+    serializer,
     snapshot,
     statelock,
     systemd,
@@ -50,6 +51,8 @@ _FIRST_RETRY_S = 0.25
 _SILENT_S = 10.0
 # Of an orderly stop, what the readers may take before they are killed; they only say goodbye.
 _READERS_SHARE = 0.4
+# How many serializers of an exchange that is disabled may try to drain its ring.
+_DRAINS = 3
 # CPU is judged once the start, which takes much, is out of the samples.
 _SETTLED_S = 15.0
 
@@ -90,6 +93,10 @@ class Supervisor:
         self.display = display or Display()
         self._reread = reread or (lambda: self.config)
         self._reloads = 0
+        self._unordered: set[str] = set()
+        """Exchanges whose workers are to be told something, which was not possible."""
+        self._gone_s = 0.0
+        """CPU time of the exchanges that are not served any more."""
         self._exchanges: dict[str, Served] = {}
         self._rings = Rings(log)
         self._listener = Listener(log)
@@ -109,6 +116,7 @@ class Supervisor:
 
     def run(self, for_s: float | None = None) -> int:
         """Captures until SIGTERM or SIGINT, or for *for_s* seconds; the exit status."""
+        self._listen()
         try:
             lock_fd = statelock.hold(self.config.state_dir)
         except statelock.LockHeldError as error:
@@ -124,8 +132,8 @@ class Supervisor:
             self.log.error("not started", error=str(error))
             os.close(lock_fd)
             return 1
+        self._unlink(self.config.state_dir / reload.FILE)
         self._store = samples.Store(self.config.state_dir, self.config.samples.keep_s, self.log)
-        self._listen()
         workers.set_title("supervisor")
         self._started_s = time.monotonic()
         # What is there by now is never collected: the children share its pages.
@@ -151,7 +159,11 @@ class Supervisor:
         :raises RingError, LockHeldError, OSError: it can't be served.
         """
         self._rings.open(self.config, exchange.name)
-        self._exchanges[exchange.name] = Served.begin(lambda: self.config, exchange)
+        try:
+            self._exchanges[exchange.name] = Served.begin(lambda: self.config, exchange)
+        except (ring.RingError, OSError):
+            self._rings.give_up(exchange.name)
+            raise
 
     def _serve_status(self, log: Log) -> int:
         from feedmono import status  # noqa: PLC0415  what it imports only it has to carry
@@ -198,12 +210,16 @@ class Supervisor:
             self._reap()
 
     def _is_to_stop(self) -> bool:
-        """Acts on the signals that came, but for those that end it."""
-        while self._signals:
-            if self._signals[0] != signal.SIGHUP or self._hung_up():
-                return True
-            self._signals.pop(0)
-            self._reload()
+        """Whether a signal came that ends it; any number of others is one reload."""
+        if ending := [number for number in self._signals if number != signal.SIGHUP]:
+            self._signals = ending
+            return True
+        if not self._signals:
+            return False
+        if self._hung_up():
+            return True
+        self._signals.clear()
+        self._reload()
         return False
 
     def _hung_up(self) -> bool:
@@ -242,6 +258,10 @@ class Supervisor:
 
     def _look(self) -> snapshot.Snapshot:
         self._look_for_rings()
+        for name in [name for name, e in self._exchanges.items() if e.reader.leaving]:
+            self._go_on(name, False)
+        for name in sorted(self._unordered):
+            self._order(name)
         self._listener.bind(self.config.http)
         usages = self._processes.look(
             [os.getpid(), *(child.pid for child in self._children() if child.pid is not None)]
@@ -287,7 +307,7 @@ class Supervisor:
     ) -> snapshot.Tree:
         for name, pid in (("supervisor", os.getpid()), ("status", self._status.pid)):
             self._roles[name].look(pid, usages.get(pid) if pid is not None else None)
-        cpu_s = sum(role.cpu_s for role in self._roles.values())
+        cpu_s = self._gone_s + sum(role.cpu_s for role in self._roles.values())
         cpu_s += sum(worker.cpu_s for exchange in exchanges for worker in exchange.workers)
         before_s, cpu_before_s = self._cpu[0] if self._cpu else (-math.inf, 0.0)
         self._cpu.append((now_s, cpu_s))
@@ -330,12 +350,16 @@ class Supervisor:
 
     def _start(self, child: Child) -> None:
         if child is self._status:
-            beats = self._listener.beats
+            child.progress = beats = self._listener.beats
         else:
             sampler = self._exchanges[child.exchange].sampler
             child.progress = sampler.progress(child.role)
             beats = sampler.begin(child.role)
-        child.start(beats, partial(self._give_up, child), self._configure_log)
+        try:
+            child.start(beats, partial(self._give_up, child), self._configure_log)
+        except OSError as error:
+            child.put_off()
+            self.log.error("not started", **child.place, error=str(error))
 
     def _give_up(self, child: Child) -> None:
         """In a child: what is inherited of rings would keep their memory when they are removed,
@@ -376,7 +400,7 @@ class Supervisor:
 
     def _progressed(self, child: Child) -> bool:
         if child is self._status:
-            return self._listener.beats > 0
+            return self._listener.beats != child.progress
         return self._exchanges[child.exchange].sampler.progress(child.role) != child.progress
 
     def _go_on(self, name: str, ring_unusable: bool) -> None:
@@ -389,12 +413,29 @@ class Supervisor:
             exchange.resizing = False
             self._mend_ring(name)
         if exchange.reader.leaving and exchange.reader.pid is None:
-            serializer_pid = exchange.serializer.pid
-            if serializer_pid is None:
-                self._remove(name)
-            elif exchange.serializer.signal is not signal.SIGTERM:
-                exchange.serializer.signal = signal.SIGTERM
-                exchange.serializer.end(RELOAD, self.config.stop_limit_s)
+            self._drain(name)
+
+    def _drain(self, name: str) -> None:
+        """The reader of an exchange that is not to be served any more is gone: its serializer
+        drains the ring, if it must be started once more for that; then all is over."""
+        exchange = self._exchanges[name]
+        worker = exchange.serializer
+        now_s = time.monotonic()
+        if worker.pid is None and exchange.drains < _DRAINS and self._holds(name):
+            exchange.drains += 1
+            exchange.drain_at_s = now_s + self.config.stop_limit_s
+            self._start(worker)
+        if worker.pid is None:
+            self._remove(name)
+        elif not worker.reason and (exchange.sampler.sink_ready or now_s >= exchange.drain_at_s):
+            # Before its sink is ready it would end at once.
+            worker.signal = signal.SIGTERM
+            worker.end(RELOAD, self.config.stop_limit_s)
+
+    def _holds(self, name: str) -> bool:
+        """Whether something of it waits to be delivered."""
+        path = workers.Shared.of(self.config, name).ring
+        return bool(serializer.aside(path)) or self._exchanges[name].sampler.ring_used_bytes > 0
 
     # --- replace a ring
 
@@ -428,6 +469,8 @@ class Supervisor:
             return
         exchange.mending = None
         self.log.info("ring replaced", exchange=name)
+        if exchange.reader.leaving:
+            self._drain(name)
 
     # --- reload
 
@@ -437,13 +480,17 @@ class Supervisor:
         self._reloads += 1
         try:
             plan = reload.plan(self.config, self._reread())
+            reload.check_room(plan)
         except (ConfigError, OSError) as error:
-            self.log.error("not reloaded: nothing has changed", error=str(error))
-            outcome = reload.Outcome(self._reloads, False, str(error).splitlines())
+            refused = "not reloaded: nothing has changed"
+            self.log.error(refused, error=str(error))
+            outcome = reload.Outcome(self._reloads, False, [refused, *str(error).splitlines()])
         else:
             lines = plan.told()
             self.log.info("reloaded", changes="; ".join(lines))
             troubles = self._apply(plan)
+            if plan.http and self.config.http.enabled and not self._listener.url:
+                lines.append("http: it can't be had, which is tried again every 10 s")
             outcome = reload.Outcome(self._reloads, not troubles, lines + troubles)
         try:
             outcome.tell(self.config.state_dir)
@@ -453,10 +500,12 @@ class Supervisor:
     def _apply(self, plan: reload.Plan) -> list[str]:
         """Does what is planned; gives what could not be done."""
         if plan.config != self.config:
-            self._status.end(RELOAD, self.config.stop_limit_s)
+            # Else the address that it holds could not be had anew.
+            self._status.wait(RELOAD)
         self.config = plan.config
         logs.set_level(self.config.log.level, self.config.log.format)
         self._store.keep_s = self.config.samples.keep_s
+        troubles = [trouble for name in plan.begin for trouble in self._begin(name)]
         for name in plan.end:
             self._end_exchange(name)
         for name, exchange in self._exchanges.items():
@@ -469,21 +518,27 @@ class Supervisor:
             self._exchanges[name].serializer.end(RELOAD, self.config.stop_limit_s)
         for name in plan.rings:
             self._go_on(name, False)
-        troubles = [trouble for name in plan.orders for trouble in self._order(name)]
-        troubles += [trouble for name in plan.begin for trouble in self._begin(name)]
+        troubles += [trouble for name in plan.orders for trouble in self._order(name)]
         if plan.http:
             self._listener.close()
             self._listener.bind(self.config.http)
         return troubles
 
     def _order(self, name: str) -> list[str]:
-        """Has the running workers take over what they can; gives what is in the way."""
+        """Has the running workers take over what they can; gives what is in the way, which is
+        tried again with each look."""
+        told = name in self._unordered
+        self._unordered.discard(name)
+        if name not in self._exchanges:
+            return []
         try:
             path = workers.Shared.of(self.config, name).orders
             reload.orders(self.config, name).give(path)
         except OSError as error:
-            self.log.error("orders can't be written", exchange=name, error=str(error))
-            return [f"{name}: not taken over: {error}; reload again"]
+            self._unordered.add(name)
+            if not told:
+                self.log.error("orders can't be written", exchange=name, error=str(error))
+            return [f"{name}: not taken over yet: {error}; it is tried again each second"]
         for child in self._exchanges[name].children:
             if child.pid is not None and not child.reason:
                 os.kill(child.pid, signal.SIGHUP)
@@ -519,6 +574,7 @@ class Supervisor:
         self._rings.give_up(name)
         exchange.close()
         state = exchange.sample(0.0, {})
+        self._gone_s += sum(worker.cpu_s for worker in state.workers)
         self._put_away(state)
         self.log.info("not served any more", exchange=name, delivered=state.delivered)
 
@@ -546,12 +602,13 @@ class Supervisor:
             orderly=orderly,
             delivered={e.name: e.delivered for e in state.exchanges},
         )
-        (self.config.state_dir / snapshot.FILE).unlink(missing_ok=True)
+        self._unlink(self.config.state_dir / snapshot.FILE)
         return 0 if orderly else 1
 
     def _put_away(self, exchange: snapshot.ExchangeStatus) -> None:
         """An empty ring is removed; one that is not stays, and is named."""
         shared = workers.Shared.of(self.config, exchange.name)
+        then = "kept there, delivered by the next start that serves the exchange"
         if exchange.ring_used_bytes:
             there = shared.ring.exists()
             self.log.warning(
@@ -559,15 +616,21 @@ class Supervisor:
                 exchange=exchange.name,
                 size_bytes=exchange.ring_used_bytes,
                 ring=str(shared.ring),
-                what="kept there, delivered by the next start" if there else "lost",
+                what=then if there else "lost",
             )
         else:
             # Its memory is given back; the ledger knows its last sequence.
-            try:
-                shared.ring.unlink(missing_ok=True)
-            except OSError as error:
-                self.log.warning("the empty ring is kept", ring=str(shared.ring), error=str(error))
-        shared.counters.unlink(missing_ok=True)
+            self._unlink(shared.ring)
+        for path in serializer.aside(shared.ring):
+            self.log.warning("not delivered yet", exchange=exchange.name, ring=str(path), what=then)
+        self._unlink(shared.counters)
+
+    def _unlink(self, path: Path) -> None:
+        """Removes a file that is not needed any more; one that stays is told of."""
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            self.log.warning("a file can't be removed", path=str(path), error=str(error))
 
     def _end(self, ours: list[Child], limit_s: float) -> bool:
         """Asks them to end and reaps them; kills them at the limit, or when another signal

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from delivery import assert_nothing_lost
-from instance import Instance
+from delivery import assert_nothing_lost, independent
+from instance import Instance, read_avro
 from sim import Sim, wait_until
 
 from feedmono import config as configuration
@@ -78,7 +78,7 @@ PLANS: list[tuple[str, Callable[[Config], Config], dict[str, object]]] = [
     (
         "ring",
         lambda c: exchange(replace(c, ring_capacity_bytes=1 << 20), "kraken", symbols=("BTC/USD",)),
-        {"rings": ("binance", "kraken")},
+        {"rings": ("binance", "kraken"), "orders": ("kraken",)},
     ),
     ("disabled", lambda c: exchange(c, "kraken", enabled=False), {"end": ("kraken",)}),
     ("budget", lambda c: exchange(c, "kraken", budget=c.exchanges["binance"].budget), {}),
@@ -284,6 +284,119 @@ def test_a_busy_address_is_a_warning_and_taken_when_it_is_free(tmp_path: Path) -
         wait_until(feedmono.url, lambda url: url.endswith(f":{port}"))
         wait_until(lambda: _answers(feedmono.url()), bool)
         assert_nothing_lost(feedmono, sim)
+
+
+def test_symbols_and_ring_capacity_change_together(tmp_path: Path) -> None:
+    with Sim("binance", "--rate", "300", "--hold") as sim, Reloaded(tmp_path, sim) as feedmono:
+        feedmono.wait_trades("binance", 100)
+        feedmono.reload(exchanges__binance__symbols="[BTCUSDT, ETHUSDT]")
+        feedmono.wait(lambda s: s[0]["subscribed"] == 2)
+        feedmono.reload(
+            exchanges__binance__symbols="[BTCUSDT, ETHUSDT, SOLUSDT, XRPUSDT]",
+            ring_capacity="8 MiB",
+        )
+        feedmono.wait(lambda s: s[0]["ring_capacity_bytes"] == 8 << 20 and s[0]["subscribed"] == 4)
+        assert feedmono.stop() == 0
+
+
+def test_orders_that_can_not_be_written_are_tried_again(tmp_path: Path) -> None:
+    with Sim("binance", "--rate", "300", "--hold") as sim, Reloaded(tmp_path, sim) as feedmono:
+        feedmono.wait(lambda s: s[0]["subscribed"] == 5)
+        obstacle = feedmono.state / "binance.orders.json"
+        obstacle.mkdir()
+        feedmono.write(exchanges__binance__symbols="[BTCUSDT, ETHUSDT]")
+        done = feedmono.command("reload")
+        assert (done.returncode, "tried again" in done.stderr) == (2, True)
+        obstacle.rmdir()
+        feedmono.wait(lambda s: s[0]["subscribed"] == 2)
+        assert feedmono.stop() == 0
+
+
+def test_a_ring_without_room_is_refused_before_anything_ends(tmp_path: Path) -> None:
+    with Sim("kraken", "--rate", "100", "--hold") as sim, Reloaded(tmp_path, sim) as feedmono:
+        feedmono.wait_trades("kraken", 50)
+        pids = feedmono.pids("kraken")
+        feedmono.write(ring_capacity="900 GiB")
+        done = feedmono.command("reload")
+        assert done.returncode == 2
+        assert "ring_capacity" in done.stderr
+        assert "are free" in done.stderr
+        assert feedmono.pids("kraken") == pids
+        assert_nothing_lost(feedmono, sim)
+
+
+def test_a_file_that_is_gone_does_not_mean_the_default(tmp_path: Path) -> None:
+    with Sim("kraken", "--rate", "100", "--hold") as sim, Reloaded(tmp_path, sim) as feedmono:
+        feedmono.wait_trades("kraken", 50)
+        (tmp_path / "etc" / "feedmono.conf").unlink()
+        os.kill(feedmono.pid, signal.SIGHUP)
+        told = feedmono.wait_event("not reloaded: nothing has changed")
+        assert "no such file" in told["error"]
+        assert_nothing_lost(feedmono, sim)
+
+
+def test_many_signals_at_once_are_few_reloads_and_a_stop_does_not_wait_for_them(
+    tmp_path: Path,
+) -> None:
+    with Sim("kraken", "--rate", "100", "--hold") as sim, Reloaded(tmp_path, sim) as feedmono:
+        feedmono.wait_trades("kraken", 50)
+        os.kill(feedmono.pid, signal.SIGSTOP)
+        for _ in range(100):
+            os.kill(feedmono.pid, signal.SIGHUP)
+        os.kill(feedmono.pid, signal.SIGCONT)
+        feedmono.wait_event("reloaded")
+        assert_nothing_lost(feedmono, sim)
+        assert len([e for e in feedmono.events() if e["event"] == "reloaded"]) <= 3
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+def test_a_disabled_exchange_is_drained_whatever_its_serializer_did(
+    tmp_path: Path, how: str
+) -> None:
+    with (
+        Sim("binance", "--rate", "100", "--hold") as binance,
+        Sim("kraken", "--rate", "100", "--hold") as kraken,
+        Reloaded(tmp_path, binance, kraken) as feedmono,
+    ):
+        feedmono.wait_trades("kraken", 50)
+        victim = feedmono.pids("kraken")[1]
+        os.kill(victim, signal.SIGSTOP)
+        feedmono.wait(
+            lambda s: any(e["name"] == "kraken" and e["ring_used_bytes"] > 10_000 for e in s)
+        )
+        feedmono.reload(exchanges__kraken__enabled="false")
+        if how == "killed":
+            os.kill(victim, signal.SIGKILL)
+        feedmono.wait_event("not served any more", exchange="kraken")
+        assert not list((tmp_path / "rings").glob("*kraken*"))
+        feedmono.wait(lambda s: [e["name"] for e in s] == ["binance"])
+        kraken.fault("pause")
+        outcome = independent(read_avro(feedmono.data / "kraken", "trades"), kraken)
+        assert outcome.doubled == 0
+        assert_nothing_lost(feedmono, binance)
+
+
+def test_an_exchange_that_can_not_begin_leaves_the_instance_alone(tmp_path: Path) -> None:
+    with (
+        Sim("binance", "--rate", "100", "--hold") as binance,
+        Sim("kraken", "--rate", "100", "--hold") as kraken,
+        Reloaded(tmp_path, binance, kraken) as feedmono,
+    ):
+        feedmono.wait_trades("binance", 50)
+        (page,) = (tmp_path / "rings").glob("*-kraken.counters")
+        feedmono.reload(exchanges__kraken__enabled="false")
+        feedmono.wait_event("not served any more", exchange="kraken")
+        page.mkdir()
+        (page / "x").touch()
+        feedmono.write(exchanges__kraken__enabled="true", exchanges__binance__enabled="false")
+        done = feedmono.command("reload")
+        assert (done.returncode, "kraken: not enabled" in done.stderr) == (2, True)
+        feedmono.wait_event("not served any more", exchange="binance")
+        (page / "x").unlink()
+        page.rmdir()
+        assert "kraken: enabled" in feedmono.reload()
+        feedmono.wait(lambda s: any(e["name"] == "kraken" and e["subscribed"] == 4 for e in s))
+        assert_nothing_lost(feedmono, kraken)
 
 
 def test_symbols_change_on_the_live_connection(tmp_path: Path) -> None:
