@@ -18,6 +18,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -30,6 +31,10 @@ MAX_FILLS = 10_000
 """How many fills are remembered."""
 MAX_EPOCHS = 1000
 """How many ended epochs are remembered."""
+MAX_PLACES = 16
+"""Of how many places the sink's mark is remembered, those used last."""
+UNKNOWN_PLACE = "?"
+"""Where the mark of a ledger belongs that does not tell."""
 
 _TRIM_EVERY = 500
 _BUSY_S = 5.0
@@ -97,6 +102,10 @@ class Content(NamedTuple):
     """The sink's; None before the first commit."""
     committed_us: int
     """When it was written last, Unix time in microseconds; 0: never."""
+    place: str = ""
+    """What `mark` belongs to (`feedmono.sinks.base.Sink.place`)."""
+    elsewhere: Mapping[str, Mapping[str, int]] = MappingProxyType({})
+    """The last marks of other places, the one used last at the end."""
 
 
 class _File(NamedTuple):
@@ -143,6 +152,8 @@ class Ledger:
         """See `Content.sequence`."""
         self.mark = content.mark
         """See `Content.mark`."""
+        self._place = content.place
+        self._elsewhere = content.elsewhere
         self._rings = dict(content.rings)
         self._dirty: set[str] = set()
         self._inserted = _TRIM_EVERY
@@ -150,6 +161,23 @@ class Ledger:
     def position(self, ring: int) -> int | None:
         """How far the ring with that first sequence is done; None if it is not known."""
         return self._rings.get(ring)
+
+    def mark_of(self, place: str) -> Mapping[str, int] | None:
+        """The mark that a sink committed last at that place; None if it is not known."""
+        return self.mark if place == self._place else self._elsewhere.get(place)
+
+    def marks_besides(self, place: str) -> list[Mapping[str, int]]:
+        """The marks of all other places, the one used last at the end."""
+        others = [mark for key, mark in self._elsewhere.items() if key != place]
+        return others if place == self._place or self.mark is None else [*others, self.mark]
+
+    def _marks_left_behind(self, place: str) -> Mapping[str, Mapping[str, int]]:
+        """What `Content.elsewhere` is once *place* is used."""
+        marks = dict(self._elsewhere)
+        if self._place and self.mark is not None:
+            marks[self._place] = self.mark
+        marks.pop(place, None)
+        return dict([*marks.items()][1 - MAX_PLACES :])
 
     def copy(self) -> dict[str, Ids]:
         """What is delivered, to go on from."""
@@ -224,12 +252,16 @@ class Ledger:
 
     # --- the transaction
 
-    def commit(self, ring: int, position: int, sequence: int, mark: Mapping[str, int]) -> set[str]:
+    def commit(
+        self, ring: int, position: int, sequence: int, mark: Mapping[str, int], place: str = ""
+    ) -> set[str]:
         """Writes everything that changed, the ring's position and the sink's mark, for good. A file
-        that was removed or damaged meanwhile is written anew from memory, but for its history.
+        that was removed or damaged meanwhile is written anew from memory, but for its history. The
+        marks of the `MAX_PLACES` places used last stay.
 
         :param ring: the first sequence of the ring that *position* belongs to; -1 for none (the
             rest of a damaged one).
+        :param place: what the mark belongs to.
         :returns: the symbols that changed.
         :raises LedgerError: nothing of it was written; calling again tries all of it again.
         """
@@ -238,13 +270,22 @@ class Ledger:
         if self._files is None or self._look_at_files() != self._files:
             self._check_files()
         connection = self._connection
+        elsewhere = self._elsewhere
+        if place != self._place:
+            elsewhere = self._marks_left_behind(place)
         try:
             connection.execute("BEGIN IMMEDIATE")
             for symbol in self._dirty:
                 self._write(symbol, self.symbols[symbol], now_us)
             rings = {**self._rings, ring: position} if ring >= 0 else self._rings
             connection.executemany("INSERT OR REPLACE INTO rings VALUES (?, ?)", rings.items())
-            values = {"sequence": sequence, "mark": json.dumps(mark), "committed_us": now_us}
+            values = {
+                "sequence": sequence,
+                "mark": json.dumps(mark),
+                "committed_us": now_us,
+                "place": json.dumps(place),
+                "elsewhere": json.dumps(elsewhere),
+            }
             connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
             if self._inserted >= _TRIM_EVERY:
                 self._trim()
@@ -268,6 +309,8 @@ class Ledger:
         self._rings = rings
         self.sequence = sequence
         self.mark = mark
+        self._place = place
+        self._elsewhere = elsewhere
         return changed
 
     def _look_at_files(self) -> _Files:
@@ -370,14 +413,14 @@ class Ledger:
         for statement, kept in zip(_TRIM, (MAX_FILLS, MAX_EPOCHS), strict=True):
             self._connection.execute(statement, (kept,))
 
-    def begin(self, mark: Mapping[str, int]) -> None:
-        """A new ledger's first commit, before anything is delivered: from now on, what the sink
-        holds beyond its mark was never delivered.
+    def begin(self, mark: Mapping[str, int], place: str = "") -> None:
+        """The first commit of a new ledger or at a new place, before anything is delivered: from
+        now on, what the sink holds there beyond its mark was never delivered.
 
         :raises LedgerError: as `commit`.
         """
-        if self.mark is None:
-            self.commit(-1, 0, -1, mark)
+        if self.mark_of(place) is None:
+            self.commit(-1, 0, -1, mark, place)
 
     def keep_ring(self, ring: int) -> None:
         """The positions of all other rings are of no more use."""
@@ -544,7 +587,12 @@ def _load(connection: sqlite3.Connection) -> Content:
     if "mark" in meta:
         mark = {key: _int(value) for key, value in dict(json.loads(meta["mark"])).items()}
     sequence, committed_us = meta.get("sequence", -1), meta.get("committed_us", 0)
-    return Content(symbols, rings, _int(sequence), mark, _int(committed_us))
+    place = str(json.loads(meta["place"])) if "place" in meta else UNKNOWN_PLACE
+    elsewhere = {
+        key: {name: _int(value) for name, value in dict(left).items()}
+        for key, left in dict(json.loads(meta.get("elsewhere", "{}"))).items()
+    }
+    return Content(symbols, rings, _int(sequence), mark, _int(committed_us), place, elsewhere)
 
 
 def _check_order(symbol: str, ids: Ids) -> None:

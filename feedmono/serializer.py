@@ -18,7 +18,7 @@ import signal
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -175,7 +175,8 @@ class Serializer:
             self._sink.flush()
         # With a full window no answer could be read, and whatever is missing can wait.
         if self._ahead < self._window and reads:
-            self._ask(caught_up=not read and not self._offered)
+            caught_up = not (read or self._offered or self._source.searching)
+            self._ask(caught_up)
         if due := self._news.due(self._ledger.symbols):
             self._sink.cover(due)
         self._publish()
@@ -183,6 +184,8 @@ class Serializer:
 
     def wait_s(self) -> float:
         """How long the caller may wait for new records before the next step."""
+        if self._source.searching:
+            return 0.0
         now_s = time.monotonic()
         due_s = min(self._commit_due_s, self._news.next_s())
         if self._ahead < self._window:
@@ -298,7 +301,11 @@ class Serializer:
     def _commit(self) -> None:
         try:
             changed = self._ledger.commit(
-                self._ring, self._acknowledged, self._sequence, self._sink.mark()
+                self._ring,
+                self._acknowledged,
+                self._sequence,
+                self._sink.mark(),
+                self._sink.place,
             )
         except LedgerError as error:
             self._counters.add(Field.LEDGER_ERRORS)
@@ -415,7 +422,7 @@ class Process:
             return 0
         if not self._until(self._open_ledger, lambda: self._ledger_trouble):
             return 0
-        sink = open_sink(self._config, self._name, self._shared, self._ledger.mark, self._log)
+        sink = open_sink(self._config, self._name, self._shared, self._ledger, self._log)
         counts = SinkCounts(self._counters, sink.stats)
 
         def opened() -> bool:
@@ -468,7 +475,7 @@ class Process:
 
     def _begun(self, sink: Sink) -> bool:
         try:
-            self._ledger.begin(sink.mark())
+            self._ledger.begin(sink.mark(), sink.place)
         except LedgerError as error:
             self._ledger_trouble = str(error)
             return False
@@ -491,7 +498,8 @@ class Process:
         base = self._drain_rings_set_aside(parts)
         if base is None:
             return
-        live = ring.RingReader(self._shared.ring)
+        with self._allowed(_SALVAGE_ALLOWANCE_S):
+            live = ring.RingReader(self._shared.ring)
         ledger.keep_ring(live.first_sequence)
         self._serve(live, parts, base, last=True)
 
@@ -535,7 +543,8 @@ class Process:
         """Runs the loop over one ring: for ever if it is the *last*, else until it is empty. What
         the positions of the next one count from; None if it is to yield."""
         window = self._config.window
-        serializer = Serializer(source, parts, self._counters, window, base)
+        with self._allowed(_SALVAGE_ALLOWANCE_S):
+            serializer = Serializer(source, parts, self._counters, window, base)
         sink = parts.sink
         linger_s = self._config.linger_s
         while True:
@@ -644,12 +653,12 @@ def open_sink(
     config: Config,
     exchange: str,
     shared: workers.Shared,
-    mark: Mapping[str, int] | None,
+    ledger: Ledger,
     log: Log,
 ) -> Sink:
     """The configured sink, not opened yet. Each is imported only where it is used.
 
-    :param mark: of its predecessor, as the ledger has it.
+    :param ledger: it has the marks of its predecessors.
     """
     if config.sink == "kafka":
         from feedmono.sinks.kafka import KafkaSink  # noqa: PLC0415
@@ -659,9 +668,11 @@ def open_sink(
         return KafkaSink(
             config.kafka, exchange, linger_s=linger_s, dead_dir=shared.dead_letters, log=log
         )
-    from feedmono.sinks.files import FilesSink  # noqa: PLC0415
+    from feedmono.sinks.files import FilesSink, place_of  # noqa: PLC0415
 
-    return FilesSink(config.files, exchange, mark=mark)
+    place = place_of(config.files, exchange)
+    mark, others = ledger.mark_of(place), ledger.marks_besides(place)
+    return FilesSink(config.files, exchange, mark=mark, others=others)
 
 
 def main(config: Config, name: str, wake_fd: int, request_fd: int, log: Log) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from feedmono import config, ring, workers
 from feedmono.budget import LIFT_SHARE, Judge, Use
 from feedmono.config import Budget
 from feedmono.counters import Counters, Field
 from feedmono.heartbeat import LOOKS, Heart
 from feedmono.lowest import Lowest
+from feedmono.snapshot import Sampler, Workers
 from feedmono.throttle import PAUSE_CAP_S, Throttle
 
 MIB = 1 << 20
@@ -158,6 +161,48 @@ def test_without_a_throttle_there_is_no_pause_and_a_quiet_hour_saves_nothing_up(
     assert (clocks.cpu_s - worked_s) / (clocks.now_s - since_s) == pytest.approx(0.5, rel=0.05)
 
 
+def test_what_is_owed_is_kept_when_the_share_changes(tmp_path: Path) -> None:
+    clocks, dice = Clocks(tmp_path), random.Random(1)
+    clocks.counters[Field.THROTTLE] = 40
+    second = 0
+    while clocks.now_s < 300:
+        # Steps that cost more than a second's share, and another share each second.
+        while clocks.work(0.1 if clocks.throttle.pause_s() == 0.0 else 0.0):
+            if int(clocks.now_s) > second:
+                second = int(clocks.now_s)
+                clocks.counters[Field.THROTTLE] = dice.choice((39, 40, 41))
+    assert clocks.cpu_s / clocks.now_s == pytest.approx(0.040, rel=0.03)
+
+
+def test_a_throttle_that_ends_leaves_nothing_owed(tmp_path: Path) -> None:
+    clocks = Clocks(tmp_path)
+    clocks.counters[Field.THROTTLE] = 10
+    clocks.work(0.0)
+    assert clocks.work(5.0) == PAUSE_CAP_S
+    clocks.counters[Field.THROTTLE] = 0
+    assert clocks.work(5.0) == 0.0
+    clocks.counters[Field.THROTTLE] = 10
+    assert clocks.work(0.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("cores", "parts", "shown"),
+    [(0.25, 250, 0.25), (1.5, 1500, 1.0), (0.0, 1, 0.001), (math.inf, 0, 1.0)],
+)
+def test_the_serializer_is_told_its_cores_and_others_the_share_of_its_time(
+    tmp_path: Path, cores: float, parts: int, shown: float
+) -> None:
+    folders = {"state_dir": str(tmp_path), "ring_dir": str(tmp_path)}
+    loaded = config.load(None, {}, folders, tmp_path).config
+    shared = workers.Shared.of(loaded, "binance")
+    ring.create(shared.ring, 1 << 20)
+    counters = Counters.create(shared.counters)
+    sampler = Sampler(loaded, loaded.exchanges["binance"])
+    assert sampler.throttle(cores) == (parts > 0)
+    assert counters[Field.THROTTLE] == parts
+    assert sampler.sample(Workers({}), {}).throttle == shown
+
+
 # --- Beats.
 
 
@@ -177,6 +222,18 @@ def test_an_allowance_is_waited_for_and_ends_with_the_next_beat() -> None:
     assert heart.look(1, 60.0)
     assert not heart.look(2)
     assert [heart.look(2) for _ in range(LOOKS)][-1]
+
+
+def test_a_process_that_is_spared_has_as_long_again_and_its_silence_counts_on() -> None:
+    heart = Heart(0)
+    assert [heart.look(0) for _ in range(LOOKS)][-1]
+    heart.spare()
+    assert [heart.look(0) for _ in range(LOOKS)] == [False] * (LOOKS - 1) + [True]
+    assert heart.looks == 2 * LOOKS
+    assert heart.is_spared
+    assert not heart.look(1)
+    assert (heart.looks, heart.is_spared) == (0, False)
+    assert [heart.look(1) for _ in range(LOOKS)] == [False] * (LOOKS - 1) + [True]
 
 
 # --- The lowest figure lately.

@@ -697,7 +697,7 @@ def test_a_source_reads_committed_transactions_only_and_comes_to_their_end(
     foreign.flush(10)
     started = time.monotonic()
     assert len(list(source.read("trades"))) == 2
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
     foreign.abort_transaction(30)
 
 

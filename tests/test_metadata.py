@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sim import Sim
+from sim import Sim, wait_until
 from toy import Reply, RestServer
 
 from feedmono import log, metadata, rest, workers
@@ -215,12 +219,86 @@ def test_a_refusal_names_status_and_address_and_how_long_to_wait(tmp_path: Path)
     one.close()
 
 
-def test_an_answer_that_only_drips_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n"
+
+
+@contextlib.contextmanager
+def dripping(*answers: bytes) -> Iterator[int]:
+    """The port of a server that takes one connection, gives these answers at once, and then a byte
+    now and then for as long as anybody listens."""
+
+    def serve() -> None:
+        sock, _ = server.accept()
+        with sock, contextlib.suppress(OSError):
+            for answer in answers:
+                assert sock.recv(65536)
+                sock.sendall(answer)
+            while True:
+                sock.sendall(b"x")
+                time.sleep(0.02)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield server.getsockname()[1]
+        thread.join(20)
+        assert not thread.is_alive(), "the connection is still there"
+
+
+def _requests() -> list[threading.Thread]:
+    """Those under way."""
+    return [thread for thread in threading.enumerate() if thread.name == "rest-request"]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "answers"),
+    [
+        ("http", [HEAD]),
+        ("http", [HEAD.replace(b"7", b"99999") + b"\r\n"]),
+        ("http", [HEAD + b"\r\na whole", HEAD]),
+        # A record of TLS, of which only the beginning comes.
+        ("https", [b"\x16\x03\x03\x40\x00"]),
+    ],
+    ids=["headers", "body", "second answer", "TLS"],
+)
+def test_an_answer_that_only_drips_is_given_up_when_the_limit_is_over(
+    scheme: str, answers: list[bytes]
 ) -> None:
-    monkeypatch.setattr(rest, "_DEADLINE_S", -1.0)
-    with Sim("binance") as sim, pytest.raises(RestError, match="no whole answer"):
-        client(sim.rest_url).get("/api/v3/exchangeInfo")
+    with dripping(*answers) as port:
+        one = RestClient(f"{scheme}://127.0.0.1:{port}", {}, limit_s=1.0)
+        if len(answers) == 2:
+            assert one.get("/").body == b"a whole"
+        begun_s = time.monotonic()
+        with pytest.raises(RestError, match="no whole answer in 1 s") as caught:
+            one.get("/")
+        assert time.monotonic() - begun_s >= 1.0
+        assert caught.value.status is None
+        wait_until(_requests, lambda left: not left)
+    with RestServer(lambda _: Reply()) as server:
+        one = RestClient(server.url, {}, limit_s=20.0)
+        assert one.get("/").body == b"a page"
+        one.close()
+
+
+def test_a_name_lookup_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    look_up = socket.getaddrinfo
+
+    def slow(*args: Any, **options: Any) -> Any:
+        go_on.wait(60)
+        return look_up(*args, **options)
+
+    with RestServer(lambda _: Reply()) as server:
+        monkeypatch.setattr(socket, "getaddrinfo", slow)
+        one = RestClient(server.url, {}, limit_s=0.3)
+        with pytest.raises(RestError, match="no whole answer"):
+            one.get("/late")
+        go_on.set()
+        wait_until(_requests, lambda left: not left)
+        assert not server.paths, "nobody wants it any more"
+        two = RestClient(server.url, {})
+        assert two.get("/next").body == b"a page"
+        two.close()
 
 
 def test_a_connection_is_kept_and_made_anew_after_a_close() -> None:

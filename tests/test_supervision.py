@@ -189,6 +189,11 @@ def test_a_throttled_serializer_keeps_its_budget_and_is_let_go_before_the_ring_f
         feedmono.infect(feedmono.pid_of("binance", "serializer"), "spin")
         feedmono.wait_event("throttled", LONG_S, exchange="binance")
         feedmono.wait(lambda s: s[0]["throttle"] < 0.2 and s[0]["cpu_cores"] < 0.25, LONG_S)
+        before = feedmono.of("binance")
+        os.kill(before["serializer_pid"], signal.SIGHUP)
+        feedmono.wait(partial(_delivered_more, before["delivered"] + RATE), LONG_S)
+        beats = [s["counts"]["serializer_beats"] for s in (before, feedmono.of("binance"))]
+        assert beats[1] - beats[0] < 10_000, "its pauses are none any more since the signal"
         binance.fault("rate", 3000)
         feedmono.wait_event("throttle lifted", LONG_S, exchange="binance")
         feedmono.wait(lambda s: s[0]["throttle"] == 1.0)
@@ -200,6 +205,10 @@ def test_a_throttled_serializer_keeps_its_budget_and_is_let_go_before_the_ring_f
         _is_unharmed(feedmono, "binance")
         _is_unharmed(feedmono, "kraken")
         assert_nothing_lost(feedmono, binance, kraken)
+
+
+def _delivered_more(count: int, state: Sequence[Mapping[str, Any]]) -> bool:
+    return bool(state[0]["delivered"] >= count)
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -492,6 +492,28 @@ def test_without_any_answer_a_new_symbol_is_subscribed_when_patience_is_out(
         assert events.named("subscribed without metadata")[0]["symbols"] == ["B"]
 
 
+def test_an_answer_that_does_not_end_holds_a_new_symbol_no_longer_than_patience_lasts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: Exchange, events: Events
+) -> None:
+    monkeypatch.setattr(metadata, "PATIENCE_S", 1.0)
+    go_on = threading.Event()
+    replies = [Reply(body=b"A")]
+
+    def answer() -> Reply:
+        if replies:
+            return replies.pop()
+        go_on.wait(60)
+        return Reply(503)
+
+    with _listed(tmp_path, monkeypatch, exchange, answer) as (reading, rest):
+        order(reading, "AB")
+        reading.wait(lambda: len(rest.paths) == 2)
+        reading.wait(lambda: exchange.shares == ["AB"])
+        assert events.named("subscribed without metadata")[0]["symbols"] == ["B"]
+        assert not events.named("no metadata"), "the request is still under way"
+        go_on.set()
+
+
 def test_a_reader_that_starts_with_a_symbol_nobody_knows_yet_asks_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: Exchange
 ) -> None:

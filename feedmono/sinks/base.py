@@ -116,6 +116,9 @@ class Sink(ABC):
     fork, in the process that uses it, with the mark of its predecessor (None: unknown)."""
 
     stats: SinkStats
+    place: str = ""
+    """What `mark` belongs to, such as a folder: the marks of other places are kept while this one
+    is used. Empty: there is nothing to go on with."""
     refused: list[tuple[int, int]]
     """Trades that are stored as dead letters only: (`Entry.end`, index in `Entry.trades`), told
     before that end is acknowledged. The caller takes them out."""

@@ -32,7 +32,13 @@ from feedmono.sinks.container import BLOCK_BYTES, MAX_UNSYNCED_BYTES, PART, Cont
 from feedmono.sinks.coverage import CoverageEncoder
 from feedmono.sinks.files_source import FilesSource, count_trades, read_trades
 from feedmono.sinks.files_stream import Stream
-from feedmono.sinks.segment import finish_leftovers, new_name, publish, sync_folder
+from feedmono.sinks.segment import (
+    finish_leftovers,
+    mark_of_moved,
+    new_name,
+    publish,
+    sync_folder,
+)
 
 __all__ = ["FilesSink", "FilesSource", "count_trades", "read_trades"]
 
@@ -60,13 +66,19 @@ class _Segment:
     """Everything is acknowledged; its files wait to be settled, and then for their publication."""
 
 
+def place_of(config: FilesConfig, exchange: str) -> str:
+    """`FilesSink.place`: the folder's absolute path, whatever name it is configured by."""
+    return os.path.realpath(config.dir / exchange)
+
+
 class FilesSink(Sink):
     """Stores an exchange's trades, frames, dead letters and coverage under
     ``<dir>/<exchange>/``.
 
-    *mark* is the predecessor's, as it was committed: what that left is cut to it. None: nobody
-    knows it. *clock* measures intervals, *wall* gives the Unix time in a file's name, both in
-    seconds.
+    *mark* is the predecessor's in this folder, as it was committed: what that left is cut to it.
+    None: nobody knows it, unless one of *others*, the marks of other folders and of unknown ones,
+    names a file that is here (the folder was moved). *clock* measures intervals, *wall* gives the
+    Unix time in a file's name, both in seconds.
     """
 
     def __init__(
@@ -75,6 +87,7 @@ class FilesSink(Sink):
         exchange: str,
         *,
         mark: Mapping[str, int] | None = None,
+        others: Sequence[Mapping[str, int]] = (),
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         max_buffered_bytes: int = MAX_BUFFERED_BYTES,
@@ -83,6 +96,7 @@ class FilesSink(Sink):
         self.refused: list[tuple[int, int]] = []
         self._config = config
         self._folder = config.dir / exchange
+        self.place = place_of(config, exchange)
         self._log = log.get(exchange=exchange, sink="files")
         self._clock = clock
         self._wall = wall
@@ -97,6 +111,7 @@ class FilesSink(Sink):
         self._encode_dead = generate_encoder(self._dead.schema)
         self._newest: dict[str, Coverage] = {}
         self._predecessor = mark
+        self._others = others
         self._mark = dict(mark or {})
         self._marked: Mapping[str, int] = {}
         self._settled: Mapping[str, int] = {}
@@ -121,7 +136,10 @@ class FilesSink(Sink):
             self._lock_fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._probe()
-            finish_leftovers(self._folder, self._log, self._predecessor)
+            mark = self._predecessor
+            if mark is None:
+                mark = mark_of_moved(self._folder, self._others)
+            finish_leftovers(self._folder, self._log, mark)
         except BlockingIOError:
             self._not_open(f"another process writes into {self._folder}: give each its files.dir")
             return False

@@ -16,7 +16,7 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
@@ -144,6 +144,11 @@ def finish_leftovers(folder: Path, log: Log, mark: Mapping[str, int] | None = No
         _look_for(folder, mark, log)
     for part in sorted(folder.glob(f"*.avro{PART}")):
         if mark is None:
+            log.info(
+                "nobody knows how much of a file was committed: all of it is kept",
+                path=str(part),
+                what="trades at its end may be stored twice",
+            )
             _finish(part, log)
         elif _NAME.fullmatch(part.name) is None:
             continue
@@ -153,6 +158,15 @@ def finish_leftovers(folder: Path, log: Log, mark: Mapping[str, int] | None = No
             _finish(part, log, committed)
         else:
             _remove_uncommitted(part, log)
+
+
+def mark_of_moved(folder: Path, marks: Sequence[Mapping[str, int]]) -> Mapping[str, int] | None:
+    """The newest of those *marks*, oldest first, that names a file in *folder*, under either of
+    its names; None if there is none."""
+    for mark in reversed(marks):
+        if any((folder / n).exists() or _final(folder / n).exists() for n in mark):
+            return mark
+    return None
 
 
 def _look_for(folder: Path, mark: Mapping[str, int], log: Log) -> None:
