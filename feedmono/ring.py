@@ -114,7 +114,7 @@ def create(path: Path, capacity_bytes: int, first_sequence: int | None = None) -
         fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             # A sparse file on a full tmpfs would die by SIGBUS later.
-            os.posix_fallocate(fd, 0, HEADER_BYTES + capacity_bytes)
+            _reserve(fd, HEADER_BYTES + capacity_bytes)
             os.pwrite(fd, _static(capacity_bytes, first_sequence), 0)
             words = ((COMMITTED_WORD, cursor_word(0)), (ACKNOWLEDGED_WORD, cursor_word(0)))
             for word, value in (*words, (NEXT_SEQUENCE_WORD, first_sequence)):
@@ -145,6 +145,15 @@ def _headers(data: bytes) -> Iterator[tuple[int, int, int]]:
         if not spare:
             yield at, size, sequence
         found = kinds.find(1, found + 1)
+
+
+def _reserve(fd: int, size_bytes: int) -> None:
+    """:raises OSError: there is no room. An attempt in vain would fill the disk for a moment, so
+    what is free is looked at first."""
+    free = os.fstatvfs(fd)
+    if free.f_bavail * free.f_frsize < size_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.posix_fallocate(fd, 0, size_bytes)
 
 
 def _no_room(path: Path, capacity_bytes: int, error: OSError) -> str:
