@@ -587,7 +587,9 @@ def _load(connection: sqlite3.Connection) -> Content:
     if "mark" in meta:
         mark = {key: _int(value) for key, value in dict(json.loads(meta["mark"])).items()}
     sequence, committed_us = meta.get("sequence", -1), meta.get("committed_us", 0)
-    place = str(json.loads(meta["place"])) if "place" in meta else UNKNOWN_PLACE
+    place = "" if mark is None else UNKNOWN_PLACE
+    if "place" in meta:
+        place = str(json.loads(meta["place"]))
     elsewhere = {
         key: {name: _int(value) for name, value in dict(left).items()}
         for key, left in dict(json.loads(meta.get("elsewhere", "{}"))).items()

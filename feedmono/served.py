@@ -159,12 +159,13 @@ def check_heart(
     if child.pid is None:
         return
     heart = child.heart
-    if heart.look(beats, allowance_s):
-        if usage is not None and usage.waits_for_disk():
-            heart.spare()
-        elif child.reason != HUNG:
-            log.error("a worker hangs: killed", **child.place, pid=child.pid, silent_s=heart.looks)
-            child.kill(HUNG)
+    hangs = heart.look(beats, allowance_s)
+    # One that was spared is looked at each time: its disk may be there again by now.
+    if (hangs or heart.is_spared) and usage is not None and usage.waits_for_disk():
+        heart.spare()
+    elif hangs and child.reason != HUNG:
+        log.error("a worker hangs: killed", **child.place, pid=child.pid, silent_s=heart.looks)
+        child.kill(HUNG)
     if heart.is_spared:
         text = f"the {child.role} has waited for the disk for {heart.looks} s"
         yield alarms.Condition("hung", child.exchange, text)

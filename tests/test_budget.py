@@ -164,13 +164,12 @@ def test_without_a_throttle_there_is_no_pause_and_a_quiet_hour_saves_nothing_up(
 def test_what_is_owed_is_kept_when_the_share_changes(tmp_path: Path) -> None:
     clocks, dice = Clocks(tmp_path), random.Random(1)
     clocks.counters[Field.THROTTLE] = 40
-    second = 0
     while clocks.now_s < 300:
-        # Steps that cost more than a second's share, and another share each second.
-        while clocks.work(0.1 if clocks.throttle.pause_s() == 0.0 else 0.0):
-            if int(clocks.now_s) > second:
-                second = int(clocks.now_s)
-                clocks.counters[Field.THROTTLE] = dice.choice((39, 40, 41))
+        # A step costs more than a second's share, and the share is another one at each look.
+        pause_s = clocks.work(0.1)
+        while pause_s > 1e-6:
+            clocks.counters[Field.THROTTLE] = dice.choice((39, 40, 41))
+            pause_s = clocks.work(0.0)
     assert clocks.cpu_s / clocks.now_s == pytest.approx(0.040, rel=0.03)
 
 

@@ -99,7 +99,7 @@ def sample(key: Key, index: int) -> tuple[str, object]:
     samples: dict[type, tuple[str, object]] = {
         Duration: (f"{1500 + index} ms", (1500 + index) / 1000),
         Folder: (f"/some/{index}", f"/some/{index}"),
-        Host: (f"host{index}", f"host{index}"),
+        Host: (f"10.0.0.{index}", f"10.0.0.{index}"),
         Number: (f"0.{index:03}1", float(f"0.{index:03}1")),
         Servers: (f"a:{index}, b:2", f"a:{index},b:2"),
         Size: (f"{3 + index} MiB", (3 + index) * 1024**2),

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from sim import Sim, wait_until
-from toy import Toy, events, trades, welcome, wire
+from toy import Reply, RestServer, Toy, events, trades, welcome, wire
 from wsserver import Peer, Server, frame
 
 from feedmono import config, limiter, log, messages, reader, ring, workers
@@ -418,6 +418,77 @@ def test_a_sync_that_fails_is_told_once_and_tried_again(
         reading.wait(lambda: syncs.done > 3)
     told = [e for e in events.named("the ring can't be synced") if e["error"]]
     assert [e["error"] for e in told] == ["Input/output error"]
+
+
+# --- Signs of life.
+
+
+class Silence:
+    """Whether the reader's beats have stood still for longer than it takes to tick twice."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+        self._beats, self._since_s = -1, 0.0
+
+    def __call__(self) -> bool:
+        beats = self._counters[Field.READER_BEATS]
+        if beats != self._beats:
+            self._beats, self._since_s = beats, time.monotonic()
+        return time.monotonic() - self._since_s > 2.5
+
+
+@pytest.mark.parametrize("thread", ["metadata", "ring-sync"])
+def test_a_reader_beats_only_while_the_threads_of_metadata_and_sync_come_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, thread: str
+) -> None:
+    go_on, held = threading.Event(), threading.Event()
+
+    def hang(*_: object) -> None:
+        held.set()
+        go_on.wait(60)
+        if thread == "metadata":
+            raise ValueError("no metadata")
+
+    toys(monkeypatch)
+    Syncs(monkeypatch, "ext4")
+    if thread == "metadata":
+        monkeypatch.setattr(reader, "REQUEST_LIMIT_S", 0.0)
+        monkeypatch.setattr(Toy, "read_metadata", hang)
+    else:
+        monkeypatch.setattr(reader, "_SYNC_ALLOWANCE_S", 0.0)
+        monkeypatch.setattr(reader, "_sync", hang)
+    with (
+        RestServer(lambda _: Reply(body=b"A")) as rest,
+        Reading(tmp_path, "ws://127.0.0.1:9", ("A",), rest_url=rest.url) as reading,
+    ):
+        reading.wait(held.is_set)
+        silent = Silence(reading.counters)
+        reading.wait(silent)
+        beats = reading.counters[Field.READER_BEATS]
+        go_on.set()
+        reading.wait(lambda: reading.counters[Field.READER_BEATS] > beats + 2)
+
+
+def test_a_slow_sync_and_a_slow_answer_are_no_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toys(monkeypatch)
+    go_on = threading.Event()
+    Syncs(monkeypatch, "ext4")
+    monkeypatch.setattr(reader, "_sync", lambda _: go_on.wait(60))
+
+    def answer(_: str) -> Reply:
+        go_on.wait(60)
+        return Reply(503)
+
+    with (
+        RestServer(answer) as rest,
+        Reading(tmp_path, "ws://127.0.0.1:9", ("A",), rest_url=rest.url) as reading,
+    ):
+        reading.wait(lambda: bool(rest.paths))
+        # More ticks than a thread without an allowance would have.
+        reading.wait(lambda: reading.counters[Field.READER_BEATS] > 6)
+        go_on.set()
 
 
 # --- The stop.
