@@ -118,7 +118,7 @@ class Field(_FromZero):
 
     # Written by the supervisor:
     THROTTLE = auto()
-    """Of a thousand parts of its time, how many the serializer may work; 0: all of it."""
+    """What the serializer may use, in thousandths of a core; 0: all it wants."""
 
 
 class Histogram(_FromZero):
