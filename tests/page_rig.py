@@ -11,8 +11,10 @@ from pathlib import Path
 
 from feedmono import config as configuration
 from feedmono import log, snapshot
+from feedmono.health import Health
 from feedmono.httpd import Server
 from feedmono.ledger import Ledger
+from feedmono.observer import View
 from feedmono.samples import Store
 from feedmono.snapshot import Disk, ExchangeStatus, Snapshot, Tree, WorkerStatus
 from feedmono.status import Site
@@ -57,6 +59,15 @@ def state(*exchanges: ExchangeStatus, **fields: object) -> Snapshot:
     return replace(usual, **fields)  # type: ignore[arg-type]
 
 
+class Unjudged(Site):
+    """Serves a made state, on which the rules of ``/readyz`` would find much to say: its time, for
+    one, and that nobody has counted anything."""
+
+    def _look(self) -> tuple[View, Health]:
+        view, health = super()._look()
+        return view, replace(health, dead=None, reasons=())
+
+
 class Made:
     """A state folder with made data, and the server of its page on a free port."""
 
@@ -83,7 +94,7 @@ class Made:
         self._thread.start()
 
     def _run(self, listener: socket.socket) -> None:
-        server = Server(listener, Site(self.config).respond, log.get())
+        server = Server(listener, Unjudged(self.config).respond, log.get())
         while not self._ends.is_set():
             server.turn(0.05)
         server.close()
