@@ -78,7 +78,9 @@ def waiting(tmp_path: Path) -> Iterator[Waiting]:
 def test_a_thread_that_waits_for_the_disk_is_seen_beside_a_main_thread_that_does_not(
     waiting: Waiting,
 ) -> None:
-    assert (Path(f"/proc/{waiting.pid}/stat").read_text().rpartition(") ")[2])[0] == "S"
+    # It waits for the other one's lock, and looks now and then whether it is free.
+    stat = Path(f"/proc/{waiting.pid}/stat")
+    wait_until(lambda: stat.read_text().rpartition(") ")[2][0], lambda state: state == "S")
     usage = waiting.look()
     assert usage.waits_for_disk()
     waiting.recover()
