@@ -28,6 +28,8 @@ from feedmono.trade import BACKFILL, SNAPSHOT, STREAM, EncodedTrade, Trade
 
 _REASON_CHARS = 500
 
+_new = tuple.__new__
+
 DAMAGE = "damage"
 """The cause of a hole over a damaged part of the ring."""
 
@@ -71,22 +73,76 @@ class Normalizer:
         """Connections and symbols whose subscription there has ended: what such a connection
         still brings of the symbol is not wanted."""
 
+    def take_all(self, records: Sequence[Record], base: int, now_ns: int) -> list[Taken]:
+        """`take` for each of *records*, whose ends count from *base*."""
+        # The hot path: nearly every record is a frame with one trade of the stream that has the
+        # next id of its symbol. Everything else goes through `take`, one by one; what is counted
+        # is counted for all of them at once.
+        names, symbols, gone = self._canonical.names, self._seen.symbols, self._gone
+        decode, encode = self._exchange.decode, self._encoder.encode
+        now_ms = now_ns // 1_000_000
+        latencies_us: list[int] = []
+        taken: list[Taken] = []
+        last_ns = 0
+        for record in records:
+            behind, sequence, received_ns, connection, kind, flags, payload = record
+            end = base + behind
+            if kind != FRAME or flags or gone:
+                taken.append(self.take(record, end, now_ns))
+                gone = self._gone
+                continue
+            try:
+                decoded = decode(payload)
+                trades, origin, problems = decoded
+                if len(trades) != 1 or problems or origin != STREAM:
+                    taken.append(self._take(decoded, record, end, now_ns))
+                    continue
+                trade = trades[0]
+                symbol, trade_id, time_us = trade[0], trade[1], trade[5]
+                ids = symbols[symbol]
+                if trade_id != ids.last_id + 1 or time_us < ids.epoch_us or ids.islands:
+                    taken.append(self._take(decoded, record, end, now_ns))
+                    continue
+                encoded = encode(trades, names, STREAM, received_ns, sequence, now_ms)
+            except (Undecodable, ValueError, KeyError):
+                # Unreadable, of a new symbol, or nothing to encode: `take` finds out which.
+                taken.append(self.take(record, end, now_ns))
+                continue
+            ids.last_id = trade_id
+            ids.last = trade
+            ids.sequence = sequence
+            if time_us > ids.newest_us:  # noqa: PLR1730  max() would cost more
+                ids.newest_us = time_us
+            latencies_us.append(received_ns // 1000 - time_us)
+            last_ns = received_ns
+            frame = _new(Frame, (payload, connection, sequence, received_ns, STREAM))
+            entry = _new(Entry, (end, frame, symbol, encoded, None))
+            taken.append(_new(Taken, (entry, trades, "", ())))
+        if latencies_us:
+            self._counters.add(Field.TRADES, len(latencies_us))
+            self._counters[Field.LAST_TRADE_NS] = last_ns
+            self._counters.observe_all(Histogram.RECEIVE, latencies_us)
+            self.least_latency_s = min(self.least_latency_s, latencies_us[0] / 1e6)
+        return taken
+
     def take(self, record: Record, end: int, now_ns: int) -> Taken:
         """What is to be stored for *record*, acknowledged as *end*. Never fails: what can't be
         decoded or normalized becomes a dead letter."""
-        frame = Frame(
-            record.payload, record.connection, record.sequence, record.received_ns, STREAM
-        )
         if record.kind != FRAME or record.flags & BINARY:
-            return self._take_other(record, end, frame, now_ns)
+            return self._take_other(record, end, now_ns)
         try:
             decoded = self._exchange.decode(record.payload)
         except Undecodable as error:
-            return self._dead(end, frame, DeadLetter("decode", str(error)[:_REASON_CHARS]))
+            letter = DeadLetter("decode", str(error)[:_REASON_CHARS])
+            return self._dead(end, _frame(record, STREAM), letter)
+        return self._take(decoded, record, end, now_ns)
+
+    def _take(self, decoded: Decoded, record: Record, end: int, now_ns: int) -> Taken:
+        """What is to be stored for a frame of the stream."""
         if self._gone:
             decoded = self._without_gone(decoded, record.connection)
         trades = self._admit(decoded.trades, decoded.origin, record.sequence, now_ns)
-        frame = frame._replace(origin=decoded.origin)
+        frame = _frame(record, decoded.origin)
         if decoded.origin == SNAPSHOT:
             for trade in decoded.trades:
                 self._backfill.snapshot(trade.symbol, trade.trade_id)
@@ -189,7 +245,8 @@ class Normalizer:
                 failed.append(trade)
         return encoded, failed
 
-    def _take_other(self, record: Record, end: int, frame: Frame, now_ns: int) -> Taken:
+    def _take_other(self, record: Record, end: int, now_ns: int) -> Taken:
+        frame = _frame(record, STREAM)
         if record.kind == EVENT:
             self._happened(messages.read_event(record.payload), record.sequence)
             return Taken(Entry(end, frame))
@@ -281,6 +338,10 @@ class Normalizer:
     def _dead(self, end: int, frame: Frame, letter: DeadLetter) -> Taken:
         self._counters.add(Field.DEAD_LETTERS)
         return Taken(Entry(end, frame, dead=letter))
+
+
+def _frame(record: Record, origin: int) -> Frame:
+    return Frame(record.payload, record.connection, record.sequence, record.received_ns, origin)
 
 
 def _missed(trade: Trade, now_us: int) -> Settle:

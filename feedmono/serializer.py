@@ -50,7 +50,8 @@ from feedmono.sinks.base import Entry, Frame, Sink, SinkFailed, SinkStats
 from feedmono.throttle import Throttle
 from feedmono.trade import STREAM, Trade
 
-_BATCH_RECORDS = 1000
+# Four times as many are no cheaper, and leave the caches: 18 µs a trade instead of 16.
+_BATCH_RECORDS = 250
 _BATCH_BYTES = 1 << 20
 # A round that read so many records is followed by the next at once: company enough.
 _BUSY_RECORDS = 100
@@ -205,20 +206,19 @@ class Serializer:
         before = self._last_read
         records = source.read(room, _BATCH_BYTES)
         now_ns = time.time_ns()
-        take, base, offer = self._normalizer.take, self._base, self._offered.append
+        base = self._base
         if records:
             self._last_read = records[-1].sequence
         if self._skips:
             records = self._without_done(records)
-        for record in records:
-            offer(take(record, base + record.end, now_ns))
         if records:
+            self._offered.extend(self._normalizer.take_all(records, base, now_ns))
             waited_s = (now_ns - records[0].received_ns) / 1e9
             self._counters.observe(Histogram.RING, waited_s, len(records))
         while source.damage:
             damage = source.damage.pop(0)
             end = base + damage.position + damage.lost_bytes
-            offer(self._normalizer.damaged(damage, end, before))
+            self._offered.append(self._normalizer.damaged(damage, end, before))
         return len(records)
 
     def _without_done(self, records: list[Record]) -> list[Record]:
@@ -235,7 +235,11 @@ class Serializer:
 
     def _hand_over(self) -> None:
         offered, outstanding = self._offered, self._outstanding
-        taken = self._sink.write([item.entry for item in offered])
+        taken = self._sink.write([item[0] for item in offered])
+        if taken == len(offered):
+            outstanding.extend(offered)
+            offered.clear()
+            return
         for _ in range(taken):
             outstanding.append(offered.popleft())
 
@@ -246,27 +250,28 @@ class Serializer:
         now_ns = time.time_ns()
         self._note_refused()
         deliver, max_trades, now_us = self._ledger.deliver, self._seen.max_trades, now_ns // 1000
-        trades = done = 0
+        latencies_us: list[int] = []
+        done = 0
         entry = outstanding[0].entry
-        while outstanding and outstanding[0].entry.end <= end:
+        while outstanding and outstanding[0][0][0] <= end:
             entry, admitted, cause, settle = outstanding.popleft()
             done += 1
-            frame = entry.frame
-            if frame.sequence > self._sequence:  # noqa: PLR1730  max() would cost more
-                self._sequence = frame.sequence
+            _, _, sequence, received_ns, origin = entry[1]
+            if sequence > self._sequence:  # noqa: PLR1730  max() would cost more
+                self._sequence = sequence
             if admitted:
-                count = len(entry.trades)
-                trades += count
-                deliver(admitted, frame.origin, cause, now_us, max_trades, frame.sequence)
-                waited_s = (now_ns - frame.received_ns) / 1e9
-                self._counters.observe(Histogram.DELIVERY, waited_s, count)
+                deliver(admitted, origin, cause, now_us, max_trades, sequence)
+                latency_us = (now_ns - received_ns) // 1000
+                latencies_us += (latency_us,) * len(entry[3])
             for tell in settle:
                 tell(self._ledger)
             for index in self._refused.pop(entry.end, ()) if self._refused else ():
                 self._miss(admitted[index], now_us)
             if self._deferred:
                 self._settle(entry.end)
-        self._counters.add(Field.DELIVERED_TRADES, trades)
+        if latencies_us:
+            self._counters.add(Field.DELIVERED_TRADES, len(latencies_us))
+            self._counters.observe_all(Histogram.DELIVERY, latencies_us)
         if not self._uncommitted:
             self._commit_due_s = min(self._commit_due_s, time.monotonic() + COMMIT_S)
         self._uncommitted += done

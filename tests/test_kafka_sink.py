@@ -405,7 +405,7 @@ def test_a_topic_without_permission_waits_says_so_and_keeps_the_order(real_bench
 def test_a_fatal_error_ends_the_sink(bench: Bench) -> None:
     failed = KafkaError(KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER)
     failures = bench.sink._resender.failures
-    failures.append(Failure(failed, Pending(entry(0), 1, failures), None))  # type: ignore[arg-type]
+    failures.append(Failure(failed, Pending(failures), None))  # type: ignore[arg-type]
     with pytest.raises(SinkFailed, match="OUT_OF_ORDER"):
         bench.sink.poll(0)
 

@@ -25,7 +25,7 @@ from feedmono.sinks.base import Coverage, Entry, Sink, SinkFailed, SinkStats
 from feedmono.sinks.kafka_client import BrokerTrouble, ClientLog, describe, properties
 from feedmono.sinks.kafka_coverage import CoverageTopic
 from feedmono.sinks.kafka_dead import Copies, DeadLetters
-from feedmono.sinks.kafka_message import Failure, Headers, Layout, Outgoing, Pending
+from feedmono.sinks.kafka_message import Failure, Layout, Outgoing, Pending
 from feedmono.sinks.kafka_resend import Resender
 from feedmono.sinks.kafka_topics import Creation, Limits, Topics
 from feedmono.sinks.registry import RegistryTrouble, SchemaRegistry
@@ -75,7 +75,10 @@ class KafkaSink(Sink):
         self._coverage: CoverageTopic
 
         self._pendings: deque[Pending] = deque()
-        self._partial: tuple[Pending, int] | None = None
+        self._handed = 0
+        """How many messages of the entry that comes next are handed over already,"""
+        self._rest: deque[Outgoing] | None = None
+        """and those that are not, once it was taken in hand."""
         self._acknowledged: int | None = None
         self._moved_at = time.monotonic()
 
@@ -181,63 +184,84 @@ class KafkaSink(Sink):
         """See `Sink.write`. Takes none while something that failed is not settled."""
         if self._producer is None or self._resender.active:
             return 0
-        failures = self._resender.failures
-        for taken, entry in enumerate(entries):
-            if not self._take(entry):
-                return taken
-            if failures:
-                return taken + 1
-        return len(entries)
+        taken = 0
+        while taken < len(entries):
+            if self._rest is None:
+                taken += self._take(entries[taken:])
+                if taken == len(entries):
+                    break
+            if not self._take_carefully(entries[taken]):
+                break
+            taken += 1
+            if self._resender.failures:
+                break
+        return taken
 
-    def _take(self, entry: Entry) -> bool:
-        """Hands an entry's messages to librdkafka; False: its queue is full, and the same entry
-        is to be offered again."""
-        if self._partial is not None:
-            pending, handed = self._partial
-            assert pending.entry.end == entry.end, "entries are offered again in their order"
-            self._partial = None
-            return self._hand_over(pending, handed)
-        count = (entry.symbol is not None) + len(entry.trades) + (entry.dead is not None)
-        if not count:
-            self._skip(entry.end)
-            return True
+    def _take(self, entries: Sequence[Entry]) -> int:
+        """Hands entries to librdkafka, up to the first one that needs care: how many. What of
+        that one was handed over is in ``_handed``."""
+        # By position and through local names: this is the hot path.
         assert self._producer is not None
-        layout = self._layout
-        pending = Pending(entry, count, self._resender.failures)
-        self._pendings.append(pending)
-        # By position and through local names: this is the hot path. What the shortcut can't do
-        # is found out, and done, by `_hand_over`.
+        pending = Pending(self._resender.failures)
         produce, delivered = self._producer.produce, pending.delivered
-        handed = 0
+        raw_topic, topic, prefix = self._layout
+        taken = handed = messages = 0
         try:
-            if entry.symbol is not None:
-                frame = entry.frame
-                headers: Headers = [("frame", frame.tag)]
-                key = entry.symbol
-                produce(layout.raw_topic, frame.payload, key, -1, delivered, None, 0, headers)
-                handed = 1
-            topic, prefix = layout.trades_topic, layout.trade_prefix
-            for symbol, body in entry.trades:
-                produce(topic, prefix + body, symbol, -1, delivered)
-                handed += 1
+            for _, frame, key, trades, dead in entries:
+                handed = 0
+                if dead is not None:
+                    break
+                if key is not None:
+                    payload, connection, sequence, received_ns, origin = frame
+                    tag = f"{connection}:{sequence}:{received_ns}:{origin}"
+                    produce(raw_topic, payload, key, -1, delivered, None, 0, [("frame", tag)])
+                    handed = 1
+                for symbol, body in trades:
+                    produce(topic, prefix + body, symbol, -1, delivered)
+                    handed += 1
+                messages += handed
+                taken += 1
         except (BufferError, KafkaException):
-            return self._hand_over(pending, handed)
-        return handed == count or self._hand_over(pending, handed)
+            messages += handed
+            self._handed = handed
+        pending.left = messages
+        pending.entries = entries[: taken + 1]
+        pending.end = entries[taken - 1].end if taken else None
+        self._pendings.append(pending)
+        return taken
 
-    def _hand_over(self, pending: Pending, handed: int) -> bool:
-        """Hands over an entry's messages but the first *handed*; False: the queue is full."""
-        messages = list(self._layout.messages(pending))
-        if (dead := pending.entry.dead) is not None:
-            place = Outgoing(pending, len(messages) + 1, "", b"", None)
-            payload = pending.entry.frame.payload
-            messages.append(self._dead_letters.letter(place, dead, payload))
-        for index in range(handed, len(messages)):
+    def _take_carefully(self, entry: Entry) -> bool:
+        """Hands over one entry, or the rest of it; False: librdkafka's queue is full, and the same
+        entry is to be offered again."""
+        if self._rest is None:
+            self._rest = self._rest_of(entry)
+        rest = self._rest
+        while rest:
+            assert rest[0].entry.end == entry.end, "entries are offered again in their order"
             try:
-                self._produce(messages[index])
+                self._produce(rest[0])
             except BufferError:
-                self._partial = pending, index
                 return False
+            rest.popleft()
+        self._rest = None
         return True
+
+    def _rest_of(self, entry: Entry) -> deque[Outgoing]:
+        """The messages of an entry but those that ``_take`` has handed over, waited for together
+        from now on."""
+        pending = Pending(self._resender.failures)
+        pending.entries = (entry,)
+        pending.end = entry.end
+        rest = deque(self._layout.messages(pending, entry))
+        if entry.dead is not None:
+            place = Outgoing(pending, entry, len(rest) + 1, "", b"", None)
+            rest.append(self._dead_letters.letter(place, entry.dead, entry.frame.payload))
+        for _ in range(self._handed):
+            rest.popleft()
+        self._handed = 0
+        pending.left = len(rest)
+        self._pendings.append(pending)
+        return rest
 
     def _produce(self, message: Outgoing) -> None:
         """Produces one message; what librdkafka refuses at once is noted as failed.
@@ -254,13 +278,6 @@ class KafkaSink(Sink):
             # It never met another message in a batch.
             failure = Failure(error.args[0], message.pending, message, alone=True)
             self._resender.failures.append(failure)
-
-    def _skip(self, end: int) -> None:
-        """An entry without messages is acknowledged with its predecessors."""
-        if self._pendings:
-            self._pendings[-1].end = end
-        else:
-            self._acknowledged = end
 
     # Acknowledging
 
@@ -290,7 +307,9 @@ class KafkaSink(Sink):
         pendings = self._pendings
         waiting = len(pendings)
         while pendings and not pendings[0].left:
-            self._acknowledged = pendings.popleft().end
+            end = pendings.popleft().end
+            if end is not None:
+                self._acknowledged = end
         if not pendings or len(pendings) < waiting:
             self._moved_at = time.monotonic()
             if self._client_log.last_error:

@@ -110,7 +110,7 @@ class DeadLetters:
 
     def letter(self, place: Outgoing, dead: DeadLetter, payload: bytes) -> Outgoing:
         """A dead letter of the same entry and rank as *place*."""
-        frame = place.pending.entry.frame
+        frame = place.entry.frame
         reason = dead.reason[:_REASON_CHARS]
         headers: Headers = [("reason", reason), ("stage", dead.stage), ("frame", frame.tag)]
         if len(payload) > self._payload_bytes:
@@ -134,5 +134,5 @@ class DeadLetters:
     def keep(self, letter: Outgoing) -> bool:
         """Whether the whole payload of *letter* is in a local file."""
         assert letter.whole is not None
-        sequence = letter.pending.entry.frame.sequence
+        sequence = letter.entry.frame.sequence
         return self._copies.keep(sequence, letter.whole, f"{letter.topic} refuses it")

@@ -1,8 +1,9 @@
-"""An entry on its way to Kafka, and its messages."""
+"""Entries on their way to Kafka, and their messages."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from confluent_kafka import KafkaError
@@ -14,21 +15,22 @@ Headers = list[tuple[str, str | bytes | None]]
 
 
 class Pending:
-    """An entry of which not every message is acknowledged.
+    """Entries that were handed over together, and of which not every message is acknowledged.
 
-    One object an entry, and its bound `delivered` as every message's callback: at 100,000
+    One object for all of them, and its bound `delivered` as every message's callback: at 100,000
     messages a second each object more counts.
     """
 
-    __slots__ = ("end", "entry", "failures", "left")
+    __slots__ = ("_unmatched", "end", "entries", "failures", "left")
 
-    def __init__(self, entry: Entry, left: int, failures: list[Failure]) -> None:
-        self.entry = entry
-        self.end = entry.end
-        """The position that is acknowledged with it; entries without messages move it on."""
-        self.left = left
-        """How many of its messages are not acknowledged."""
+    def __init__(self, failures: list[Failure]) -> None:
+        self.entries: Sequence[Entry] = ()
+        self.end: int | None = None
+        """The position that is acknowledged with them; None: none yet."""
+        self.left = 0
+        """How many of their messages are not acknowledged."""
         self.failures = failures
+        self._unmatched: dict[tuple[str, bytes], list[Outgoing]] | None = None
 
     def delivered(self, error: KafkaError | None, report: Report) -> None:
         """The delivery callback."""
@@ -37,11 +39,24 @@ class Pending:
         else:
             self.failures.append(Failure(error, self, report))
 
+    def message(self, layout: Layout, topic: str, value: bytes) -> Outgoing:
+        """Which of their messages that is; asked about those that failed, once each."""
+        if self._unmatched is None:
+            self._unmatched = defaultdict(list)
+            for entry in self.entries:
+                for each in layout.messages(self, entry):
+                    self._unmatched[each.topic, each.value].append(each)
+        # Two of the same bytes are the same message but for the frame's number: either is right.
+        same = self._unmatched[topic, value]
+        assert same, f"a report of a message that was never sent to {topic}"
+        return same.pop() if len(same) > 1 else same[0]
+
 
 class Outgoing(NamedTuple):
     """One message, with all that it takes to send it again."""
 
     pending: Pending
+    entry: Entry
     rank: int
     """Its place among the messages of its entry."""
     topic: str
@@ -54,7 +69,7 @@ class Outgoing(NamedTuple):
     @property
     def order(self) -> tuple[int, int]:
         """What the original order sorts by."""
-        return self.pending.entry.end, self.rank
+        return self.entry.end, self.rank
 
 
 class Failure(NamedTuple):
@@ -78,30 +93,19 @@ class Layout(NamedTuple):
     """What stands before a trade's Avro encoding: 0 and the schema's id (Confluent's wire
     format)."""
 
-    def raw(self, pending: Pending) -> Outgoing:
-        frame = pending.entry.frame
-        headers: Headers = [("frame", frame.tag)]
-        return Outgoing(pending, 0, self.raw_topic, frame.payload, pending.entry.symbol, headers)
-
-    def messages(self, pending: Pending) -> Sequence[Outgoing]:
+    def messages(self, pending: Pending, entry: Entry) -> Iterator[Outgoing]:
         """The entry's raw message and its trades, in order."""
-        entry = pending.entry
-        messages = [] if entry.symbol is None else [self.raw(pending)]
+        if entry.symbol is not None:
+            frame = entry.frame
+            headers: Headers = [("frame", frame.tag)]
+            yield Outgoing(pending, entry, 0, self.raw_topic, frame.payload, entry.symbol, headers)
         for rank, (symbol, body) in enumerate(entry.trades, 1):
             value = self.trade_prefix + body
-            messages.append(Outgoing(pending, rank, self.trades_topic, value, symbol))
-        return messages
+            yield Outgoing(pending, entry, rank, self.trades_topic, value, symbol)
 
     def of(self, failure: Failure) -> Outgoing:
         """The message that failed."""
         sent = failure.sent
         if isinstance(sent, Outgoing):
             return sent
-        if sent.topic() == self.raw_topic:
-            return self.raw(failure.pending)
-        value = sent.value() or b""
-        # Two trades of the same bytes are the same message: either rank is right.
-        for message in self.messages(failure.pending):
-            if message.topic == self.trades_topic and message.value == value:
-                return message
-        raise AssertionError(f"a report of a message that was never sent to {sent.topic()}")
+        return failure.pending.message(self, sent.topic() or "", sent.value() or b"")

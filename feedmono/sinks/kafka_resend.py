@@ -221,7 +221,7 @@ class Resender:
             self._stats.dead_letters += 1
             self._log.warning("dead letter", reason=reason, key=message.key)
             if message.topic == self._layout.trades_topic:
-                self._refused.append((message.pending.entry.end, message.rank - 1))
+                self._refused.append((message.entry.end, message.rank - 1))
             return self._dead_letters.instead_of(message, reason)
         if code in _TOO_LARGE and (smaller := self._dead_letters.smaller(message)) is not None:
             return smaller
