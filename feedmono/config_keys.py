@@ -74,7 +74,7 @@ _GENERAL = (
     Key("ring_dir", Folder(), "FEEDMONO_RING_DIR"),
     Key("ring_capacity", Size(64 * _KIB, _TIB), "FEEDMONO_RING_CAPACITY"),
     Key("window", Whole(1, 10_000_000), "FEEDMONO_WINDOW"),
-    Key("linger", Duration("0", "1 m"), "FEEDMONO_LINGER"),
+    Key("linger", Duration("0", "2 s"), "FEEDMONO_LINGER"),
     Key("stop_limit", Duration("0", "1 h"), "FEEDMONO_STOP_LIMIT"),
     Key("coverage_interval", Duration("100 ms", "1 h"), "FEEDMONO_COVERAGE_INTERVAL"),
     Key("sink", Choice(("files", "kafka")), "FEEDMONO_SINK"),

@@ -63,6 +63,8 @@ AGE, SHUTDOWN, MAINTENANCE = "age", "shutdown", "maintenance"
 # measured on loopback); a host's net.core.rmem_max may give less.
 _RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024
 _LOG_BLOCKED_AFTER_S = 1.0
+# Of small frames about eighty: who reads so much goes on at once.
+_COMPANY_BYTES = 16 * 1024
 
 
 class State(IntEnum):
@@ -152,6 +154,8 @@ class _Life:
     """Those that the session was told to subscribe."""
     cutter: framing.FrameCutter
     opened_s: float
+    read_s: float
+    """When something was read last."""
     old_s: float
     """When it is to be replaced."""
     frames: int = 0
@@ -202,16 +206,22 @@ class Connection:
         limits: ConnectionsConfig,
         limiter: AttemptLimiter,
         deliver: Deliver,
+        publish: Callable[[], None],
         report: Report,
         log: Log,
         *,
         random: Random,
+        linger_s: float = 0.0,
         delay_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """:param number: of the connection within the exchange; stands in each ring record.
         :param ws_url: scheme, host, port; the session appends the path.
         :param limiter: shared by all connections of the exchange.
+        :param publish: called once for all that one round of reading has delivered.
+        :param linger_s: how long at least from one round of reading to the next: at low rates a
+            round costs a hundred times as much as one more frame. What comes after a silence of
+            twice as long, and what follows it, is taken at once.
         :param delay_s: how long the first attempt waits.
         """
         self.number = number
@@ -221,6 +231,8 @@ class Connection:
         self._limits = limits
         self._limiter = limiter
         self._deliver = deliver
+        self._publish = publish
+        self._linger_s = linger_s
         self._report = report
         self._log = log.bind(connection=number)
         self._random = random
@@ -326,7 +338,7 @@ class Connection:
         with contextlib.closing(wire):
             now = self._clock()
             cutter = framing.FrameCutter(self._limits.frame_limit_bytes)
-            life = _Life(wire, session, symbols, cutter, now, now + self._age_limit_s())
+            life = _Life(wire, session, symbols, cutter, now, now, now + self._age_limit_s())
             self._watch.open(now)
             self._enter(State.SUBSCRIBING)
             self._log.info("connected", url=self._ws_url, peer=wire.peer)
@@ -402,7 +414,7 @@ class Connection:
                 raise Ended("stopped", code=framing.NORMAL, drain=True)
             now = self._clock()
             if readable:
-                self._read(life, now)
+                self._read(life, now, self._linger_s)
             elif watch.is_silent(now):
                 raise Ended("silent", f"not a byte for {self._limits.silence_limit_s:g} s")
             if watch.is_stale(now):
@@ -444,8 +456,11 @@ class Connection:
         self._note_answers(life, now)
         self._raise_end(life)
 
-    def _read(self, life: _Life, now: float) -> None:
-        """Takes what has arrived: answers a ping, delivers, and only then ends, if it must."""
+    def _read(self, life: _Life, now: float, linger_s: float = 0.0) -> None:
+        """Takes what has arrived: answers a ping, delivers, and only then ends, if it must.
+
+        :param linger_s: how long what comes next may wait for company.
+        """
         data = life.wire.read()
         received_ns = time.time_ns()
         if not data:
@@ -470,7 +485,12 @@ class Connection:
         if cut.error is not None and life.ended is None:
             reason = "too large" if isinstance(cut.error, framing.TooLarge) else "protocol error"
             life.ended = Ended(reason, str(cut.error), code=cut.error.code)
+        self._publish()
         self._raise_end(life)
+        soon = now - life.read_s < 2 * linger_s
+        life.read_s = now
+        if soon and has_data and len(data) < _COMPANY_BYTES:
+            self._wake.wait(linger_s)
 
     def _take(self, life: _Life, messages: list[bytes], received_ns: int, now: float) -> bool:
         """Delivers the messages but for known control ones; whether there was data."""
@@ -565,6 +585,8 @@ class Connection:
         taken = self._deliver(frames, self.number, received_ns, binary)
         if taken == len(frames):
             return
+        # What makes room must know that there is something to read.
+        self._publish()
         since = self._clock()
         told = False
         self._report.full(self.number)
@@ -573,6 +595,7 @@ class Connection:
             self.pulse.beat()
             stopped = self._stopped.wait(RETRY_S)
             taken = self._deliver(frames, self.number, received_ns, binary)
+            self._publish()
             if stopped:
                 break
             if not told and self._clock() - since >= _LOG_BLOCKED_AFTER_S:

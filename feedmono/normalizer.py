@@ -83,7 +83,6 @@ class Normalizer:
         now_ms = now_ns // 1_000_000
         latencies_us: list[int] = []
         taken: list[Taken] = []
-        last_ns = 0
         for record in records:
             behind, sequence, received_ns, connection, kind, flags, payload = record
             end = base + behind
@@ -114,13 +113,13 @@ class Normalizer:
             if time_us > ids.newest_us:  # noqa: PLR1730  max() would cost more
                 ids.newest_us = time_us
             latencies_us.append(received_ns // 1000 - time_us)
-            last_ns = received_ns
             frame = _new(Frame, (payload, connection, sequence, received_ns, STREAM))
             entry = _new(Entry, (end, frame, symbol, encoded, None))
             taken.append(_new(Taken, (entry, trades, "", ())))
         if latencies_us:
             self._counters.add(Field.TRADES, len(latencies_us))
-            self._counters[Field.LAST_TRADE_NS] = last_ns
+            last = next(item.entry for item in reversed(taken) if item.entry.trades)
+            self._counters[Field.LAST_TRADE_NS] = last.frame.received_ns
             self._counters.observe_all(Histogram.RECEIVE, latencies_us)
             self.least_latency_s = min(self.least_latency_s, latencies_us[0] / 1e6)
         return taken

@@ -75,6 +75,7 @@ class Process:
         self._running: list[tuple[threading.Thread, Connection]] = []
         """Those of the connections, ended ones among them until the next one begins."""
         self._limits = self._fitting(config.connections)
+        self._linger_s = config.linger_s
         self._limiter = AttemptLimiter(self._shared.attempts, self._exchange.limits, log)
         self._pace = RestPace(self._shared.rest_hold, self._exchange.limits, log)
         self._errands = self._errands_of(request_fd)
@@ -120,9 +121,11 @@ class Process:
             self._limits,
             self._limiter,
             self._deliver,
+            self._publish,
             slot,
             self._log,
             random=random.Random(),
+            linger_s=self._linger_s,
             delay_s=delay_s,
         )
 
@@ -374,14 +377,17 @@ class Process:
             frames, ring_layout.FRAME, connection, received_ns, flags, last=self._stop.is_set()
         )
         if taken:
-            os.eventfd_write(self._wake_fd, 1)
             self._count(Field.FRAMES, taken)
         return taken
+
+    def _publish(self) -> None:
+        """Wakes the serializer."""
+        os.eventfd_write(self._wake_fd, 1)
 
     def _deliver_page(self, payload: bytes) -> bool:
         taken = self._ring.append((payload,), ring_layout.PAGE, 0, time.time_ns())
         if taken:
-            os.eventfd_write(self._wake_fd, 1)
+            self._publish()
         return taken == 1
 
     def _count(self, field: Field, amount: int = 1) -> None:
@@ -391,7 +397,7 @@ class Process:
     def _append_event(self, payload: bytes, connection: int) -> None:
         """Without room even in the ring's reserve it is dropped: the serializer does without."""
         if self._ring.append((payload,), ring_layout.EVENT, connection, time.time_ns()):
-            os.eventfd_write(self._wake_fd, 1)
+            self._publish()
 
     # What the slots tell, see `feedmono.slots.Owner`.
 

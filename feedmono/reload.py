@@ -85,14 +85,16 @@ def _anew(
 ) -> frozenset[str]:
     """The roles whose workers must be started again for what changed."""
     roles = set()
-    if old.connections != new.connections or (exchange.ws_url, exchange.rest_url) != (
-        changed.ws_url,
-        changed.rest_url,
-    ):
+    if _reading(old, exchange) != _reading(new, changed):
         roles.add("reader")
     if _delivery(old) != _delivery(new):
         roles.add("serializer")
     return frozenset(roles)
+
+
+def _reading(config: Config, exchange: ExchangeConfig) -> tuple[object, ...]:
+    """What the reader works by."""
+    return config.connections, config.linger_s, exchange.ws_url, exchange.rest_url
 
 
 def _delivery(config: Config) -> tuple[object, ...]:

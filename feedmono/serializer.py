@@ -62,6 +62,11 @@ _SILENT_S = 1.5
 # How long what the sink has acknowledged may wait for the ledger's transaction, 0.35 ms of work.
 COMMIT_S = 0.2
 _COMMIT_RETRY_S = 1.0
+CHORES_S = 0.05
+"""How often what is missing is asked for, coverage is published and counts are told while trades
+come: not in each round, which may come for a single trade."""
+IDLE_CHORES_S = 1.0
+"""The same while there are none."""
 _TICK_S = 1.0
 # Topics are created, schemas registered, files cut to what is whole.
 _OPEN_ALLOWANCE_S = 120.0
@@ -148,6 +153,7 @@ class Serializer:
         self._sink_counts = SinkCounts(counters, sink.stats)
         self._offset = Lowest(OFFSET_SPAN_S)
         self._offset_due_s = -math.inf
+        self._chores_due_s = -math.inf
 
     @property
     def idle(self) -> bool:
@@ -174,24 +180,37 @@ class Serializer:
             self._hand_over()
         if not read and self._outstanding and self._ahead >= self._window:
             self._sink.flush()
+        now_s = time.monotonic()
+        if hurry or now_s >= self._chores_due_s:
+            self._do_chores(reads, not (read or self._offered or self._source.searching))
+            self._chores_due_s = self._next_chores_s(now_s)
+        elif read:
+            self._chores_due_s = min(self._chores_due_s, now_s + CHORES_S)
+        return read
+
+    def _do_chores(self, reads: bool, caught_up: bool) -> None:
+        """What need not be done in each round."""
         # With a full window no answer could be read, and whatever is missing can wait.
         if self._ahead < self._window and reads:
-            caught_up = not (read or self._offered or self._source.searching)
             self._ask(caught_up)
         if due := self._news.due(self._ledger.symbols):
             self._sink.cover(due)
         self._publish()
-        return read
+
+    def _next_chores_s(self, now_s: float) -> float:
+        """When there is something to do if nothing happens."""
+        due_s = self._news.next_s()
+        if self._ahead < self._window:
+            due_s = min(due_s, self._backfill.next_s())
+        moves = self._offered or self._outstanding or self._uncommitted
+        return max(now_s, min(due_s, now_s + (CHORES_S if moves else IDLE_CHORES_S)))
 
     def wait_s(self) -> float:
         """How long the caller may wait for new records before the next step."""
         if self._source.searching:
             return 0.0
-        now_s = time.monotonic()
-        due_s = min(self._commit_due_s, self._news.next_s())
-        if self._ahead < self._window:
-            due_s = min(due_s, self._backfill.next_s())
-        return min(self._sink.wait_s(), max(0.0, due_s - now_s))
+        due_s = min(self._commit_due_s, self._chores_due_s)
+        return min(self._sink.wait_s(), max(0.0, due_s - time.monotonic()))
 
     @property
     def _ahead(self) -> int:
@@ -244,11 +263,20 @@ class Serializer:
             outstanding.append(offered.popleft())
 
     def _acknowledge(self, end: int | None) -> None:
-        outstanding = self._outstanding
-        if end is None or not outstanding or outstanding[0].entry.end > end:
+        """Everything up to that position is stored."""
+        if end is None:
             return
-        now_ns = time.time_ns()
         self._note_refused()
+        stored = self._sink.stored
+        while stored:
+            self._acknowledge_at(*stored.popleft())
+        self._acknowledge_at(end, time.time_ns())
+
+    def _acknowledge_at(self, end: int, now_ns: int) -> None:
+        """Everything up to that position was stored at that time."""
+        outstanding = self._outstanding
+        if not outstanding or outstanding[0].entry.end > end:
+            return
         deliver, max_trades, now_us = self._ledger.deliver, self._seen.max_trades, now_ns // 1000
         latencies_us: list[int] = []
         done = 0
@@ -551,7 +579,6 @@ class Process:
         with self._allowed(_SALVAGE_ALLOWANCE_S):
             serializer = Serializer(source, parts, self._counters, window, base)
         sink = parts.sink
-        linger_s = self._config.linger_s
         while True:
             self._beat()
             self._take_orders()
@@ -571,9 +598,7 @@ class Process:
                     continue
             if read >= _BUSY_RECORDS:
                 continue
-            if self._wait(serializer.wait_s()) and linger_s:
-                # Company for the trade that just came: one wake-up for several.
-                time.sleep(linger_s)
+            self._wait(serializer.wait_s())
 
     def _pause(self) -> None:
         """As long as the supervisor's throttle demands it; orders are taken meanwhile."""
@@ -583,16 +608,13 @@ class Process:
                 os.read(self._stop_read, 64)
             self._take_orders()
 
-    def _wait(self, timeout_s: float) -> bool:
-        """Waits for records, for a signal, or for so long; whether there are records."""
-        woken = False
+    def _wait(self, timeout_s: float) -> None:
+        """Waits for records, for a signal, or for so long."""
         for fd, _ in self._poll.poll(min(timeout_s, BEAT_S) * 1000):
             if fd == self._wake_fd:
                 os.eventfd_read(fd)
-                woken = True
             else:
                 os.read(fd, 64)
-        return woken
 
     def _beat(self) -> None:
         """Shows that the loop comes round, and about once a second what the log has counted."""
@@ -668,7 +690,7 @@ def open_sink(
     if config.sink == "kafka":
         from feedmono.sinks.kafka import KafkaSink  # noqa: PLC0415
 
-        # The serializer has lingered already; librdkafka gets what it needs to fill a batch.
+        # The reader has lingered already; librdkafka gets what it needs to fill a batch.
         linger_s = min(config.linger_s, 0.001)
         return KafkaSink(
             config.kafka, exchange, linger_s=linger_s, dead_dir=shared.dead_letters, log=log

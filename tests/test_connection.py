@@ -96,6 +96,34 @@ def test_a_batch_carries_the_time_of_its_read(tmp_path: Path) -> None:
     assert len(set(times)) == 2
 
 
+def test_what_follows_closely_waits_for_company_and_is_taken_in_one_round(tmp_path: Path) -> None:
+    def script(peer: Peer, number: int) -> None:
+        welcome(peer)
+        peer.send(frame(b"trade 1"))
+        desk.wait(lambda: len(desk.delivered) == 1)
+        for each in range(2, 6):
+            peer.send(frame(b"trade %d" % each))
+        peer.hold()
+
+    desk = Desk()
+    with Server(script) as server, running(tmp_path, server.url, desk, linger_s=2.0):
+        desk.wait(lambda: len(desk.delivered) == 5)
+    assert desk.payloads == [b"trade %d" % number for number in range(1, 6)]
+    assert len({d.received_ns for d in desk.delivered[1:]}) == 1
+
+
+def test_a_stop_cuts_the_waiting_for_company_short(tmp_path: Path) -> None:
+    def script(peer: Peer, number: int) -> None:
+        welcome(peer)
+        peer.send(frame(b"trade 1"))
+        peer.hold()
+
+    desk = Desk()
+    with Server(script) as server, running(tmp_path, server.url, desk, linger_s=60.0) as run:
+        desk.wait(lambda: len(desk.delivered) == 1)
+        assert run.stop() < 30.0
+
+
 @pytest.mark.parametrize("piece_bytes", [1, 7, 1400])
 def test_a_slow_server_and_fragments_change_nothing(tmp_path: Path, piece_bytes: int) -> None:
     stream = wire(trades(0, 30)) + frame(b"trade ", final=False) + frame(b"?", PING)

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
-from feedmono import log, ring, workers
+from feedmono import log, messages, ring, workers
 from feedmono.backfill import Backfill
 from feedmono.config import BackfillConfig, Budget, ExchangeConfig
-from feedmono.counters import Counters, Field
+from feedmono.counters import Counters, Field, Histogram
 from feedmono.coverage import News
 from feedmono.exchanges import load
 from feedmono.exchanges.base import PageRequest
 from feedmono.ledger import Ledger
 from feedmono.metadata import CanonicalSymbols
 from feedmono.normalizer import Normalizer
-from feedmono.ring_layout import BINARY, EVENT, FRAME, HEADER_BYTES, record_bytes
+from feedmono.ring_layout import (
+    BINARY,
+    EVENT,
+    FRAME,
+    HEADER_BYTES,
+    PAGE,
+    Record,
+    record_bytes,
+)
 from feedmono.seen import Seen
 from feedmono.serializer import Parts, Serializer
 from feedmono.sinks.base import Coverage, Entry, Sink, SinkStats
@@ -32,6 +41,7 @@ class ManualSink(Sink):
     def __init__(self) -> None:
         self.stats = SinkStats()
         self.refused: list[tuple[int, int]] = []
+        self.stored: deque[tuple[int, int]] = deque()
         self.coverages: list[Coverage] = []
         self.settled = 0
         self.taken: list[Entry] = []
@@ -230,6 +240,46 @@ def test_what_carries_no_trade_is_acknowledged_with_the_rest(rig: Rig) -> None:
     assert garbage.dead is not None
     assert garbage.frame.payload == b"garbage"
     assert rig.counters[Field.DEAD_LETTERS] == 2
+
+
+def test_a_batch_gives_what_its_records_give_one_by_one(rig: Rig, tmp_path: Path) -> None:
+    event = messages.event(messages.UNSUBSCRIBED, connection=0, symbol="ETHUSDT")
+    payloads = [
+        (frame(1), FRAME, 0),
+        (frame(2), FRAME, 0),
+        (frame(2), FRAME, 0),
+        (frame(7, price="1e5"), FRAME, 0),
+        (frame(5), FRAME, 0),
+        (frame(8, price="no number"), FRAME, 0),
+        (frame(1, "ETHUSDT"), FRAME, 0),
+        (b"garbage", FRAME, 0),
+        (frame(9), FRAME, BINARY),
+        (event, EVENT, 0),
+        (frame(2, "ETHUSDT"), FRAME, 0),
+        (frame(9), FRAME, 0),
+        (frame(10), FRAME, 0),
+        (b"no page", PAGE, 0),
+    ]
+    records = [
+        Record(100 * i, i, 10**18 + i, 0, kind, flags, payload)
+        for i, (payload, kind, flags) in enumerate(payloads, 1)
+    ]
+    now_ns = 2 * 10**18
+    (tmp_path / "other").mkdir()
+    other = Rig(tmp_path / "other")
+    singly = [other.normalizer.take(r, 1000 + r.end, now_ns) for r in records]
+    together = rig.normalizer.take_all(records, 1000, now_ns)
+    assert [t.entry for t in together] == [t.entry for t in singly]
+    assert [t.trades for t in together] == [t.trades for t in singly]
+    assert [t.cause for t in together] == [t.cause for t in singly]
+    assert [t.entry.end for t in together] == [1000 + r.end for r in records]
+    assert together[5].entry.dead is not None
+    for field in (Field.TRADES, Field.DUPLICATES, Field.DEAD_LETTERS, Field.LAST_TRADE_NS):
+        assert rig.counters[field] == other.counters[field], field
+    for kind in Histogram:
+        assert rig.counters.buckets(kind) == other.counters.buckets(kind)
+        assert rig.counters.sum_s(kind) == pytest.approx(other.counters.sum_s(kind))
+    other.writer.close()
 
 
 def test_a_trade_that_can_not_be_normalized_is_a_dead_letter_and_the_others_go_on(

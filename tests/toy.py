@@ -393,6 +393,7 @@ def make(
     dice: Dice | None = None,
     clock: Callable[[], float] = time.monotonic,
     attempts: Limits | None = None,
+    linger_s: float = 0.0,
 ) -> Connection:
     """A connection to *url*. Its backoff waits 0 s unless *dice* say more."""
     exchange = exchange or Toy()
@@ -405,10 +406,12 @@ def make(
         config or limits(),
         limiter,
         desk.deliver,
+        lambda: None,
         desk,
         log.get(exchange=exchange.name),
         random=dice or Dice(),
         clock=clock,
+        linger_s=linger_s,
     )
 
 

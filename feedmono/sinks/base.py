@@ -8,7 +8,7 @@ acknowledged position. A sink acknowledges an entry when its raw message *and* a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -122,6 +122,10 @@ class Sink(ABC):
     refused: list[tuple[int, int]]
     """Trades that are stored as dead letters only: (`Entry.end`, index in `Entry.trades`), told
     before that end is acknowledged. The caller takes them out."""
+
+    stored: deque[tuple[int, int]]
+    """When what `poll` has acknowledged was stored: up to which `Entry.end`, rising, and Unix time
+    in nanoseconds. The caller takes it out; what is not told of was stored just now."""
 
     @abstractmethod
     def open(self) -> bool:

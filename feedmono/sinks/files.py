@@ -20,6 +20,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,7 @@ class FilesSink(Sink):
     ) -> None:
         self.stats = SinkStats()
         self.refused: list[tuple[int, int]] = []
+        self.stored: deque[tuple[int, int]] = deque()
         self._config = config
         self._folder = config.dir / exchange
         self.place = place_of(config, exchange)

@@ -23,6 +23,7 @@ from feedmono.log import Log
 from feedmono.sinks import kafka_topics
 from feedmono.sinks.base import Coverage, Entry, Sink, SinkFailed, SinkStats
 from feedmono.sinks.kafka_client import BrokerTrouble, ClientLog, describe, properties
+from feedmono.sinks.kafka_ack import AckWatch
 from feedmono.sinks.kafka_coverage import CoverageTopic
 from feedmono.sinks.kafka_dead import Copies, DeadLetters
 from feedmono.sinks.kafka_message import Failure, Layout, Outgoing, Pending
@@ -41,7 +42,9 @@ _MISSING_TOPIC_MS = 5000
 _FLUSH_S = 0.05
 _CLOSE_S = 2.0
 _STALLED_S = 5.0
-_POLL_S = 0.005
+# Who has room in its window can wait for acknowledgements: each look costs a wake-up, and what
+# comes meanwhile looks as well.
+_POLL_S = 0.05
 _POLL_STALLED_S = 0.1
 _IDLE_S = 1.0
 
@@ -57,6 +60,7 @@ class KafkaSink(Sink):
         # Of the dead letters it counts those that it made itself: the others were known before.
         self.stats = SinkStats()
         self.refused: list[tuple[int, int]] = []
+        self.stored: deque[tuple[int, int]] = deque()
         self._config = config
         self._exchange = exchange
         self._linger_s = linger_s
@@ -75,6 +79,7 @@ class KafkaSink(Sink):
         self._coverage: CoverageTopic
 
         self._pendings: deque[Pending] = deque()
+        self._watch = AckWatch()
         self._handed = 0
         """How many messages of the entry that comes next are handed over already,"""
         self._rest: deque[Outgoing] | None = None
@@ -224,7 +229,7 @@ class KafkaSink(Sink):
         except (BufferError, KafkaException):
             messages += handed
             self._handed = handed
-        pending.left = messages
+        pending.left, pending.handed_ns = messages, time.time_ns()
         pending.entries = entries[: taken + 1]
         pending.end = entries[taken - 1].end if taken else None
         self._pendings.append(pending)
@@ -259,7 +264,7 @@ class KafkaSink(Sink):
         for _ in range(self._handed):
             rest.popleft()
         self._handed = 0
-        pending.left = len(rest)
+        pending.left, pending.handed_ns = len(rest), time.time_ns()
         self._pendings.append(pending)
         return rest
 
@@ -306,10 +311,13 @@ class KafkaSink(Sink):
         """Acknowledges the complete entries at the head of the queue."""
         pendings = self._pendings
         waiting = len(pendings)
+        now_ns = time.time_ns()
         while pendings and not pendings[0].left:
-            end = pendings.popleft().end
-            if end is not None:
-                self._acknowledged = end
+            pending = pendings.popleft()
+            if pending.end is not None:
+                self._acknowledged = pending.end
+                self.stored.append((pending.end, self._watch.stored_ns(pending, now_ns)))
+        self._watch.looked(now_ns)
         if not pendings or len(pendings) < waiting:
             self._moved_at = time.monotonic()
             if self._client_log.last_error:
@@ -359,7 +367,9 @@ class KafkaSink(Sink):
         """See `Sink.wait_s`."""
         if not self._pendings:
             return _IDLE_S
-        return _POLL_STALLED_S if self._stalled_s > _IDLE_S else _POLL_S
+        if self._stalled_s > _IDLE_S:
+            return _POLL_STALLED_S
+        return self._watch.look_s(self._pendings[-1], time.time_ns(), _POLL_S)
 
     @property
     def _stalled_s(self) -> float:

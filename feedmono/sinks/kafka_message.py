@@ -21,7 +21,7 @@ class Pending:
     messages a second each object more counts.
     """
 
-    __slots__ = ("_unmatched", "end", "entries", "failures", "left")
+    __slots__ = ("_unmatched", "end", "entries", "failures", "handed_ns", "left")
 
     def __init__(self, failures: list[Failure]) -> None:
         self.entries: Sequence[Entry] = ()
@@ -30,6 +30,8 @@ class Pending:
         self.left = 0
         """How many of their messages are not acknowledged."""
         self.failures = failures
+        self.handed_ns = 0
+        """When the last of them was handed over, Unix time."""
         self._unmatched: dict[tuple[str, bytes], list[Outgoing]] | None = None
 
     def delivered(self, error: KafkaError | None, report: Report) -> None:
