@@ -324,7 +324,7 @@ def test_a_successor_that_lacks_symbols_is_there_when_the_old_one_ends(
         more(reading)
         # On a busy machine a whole successor may have come before the refusals.
         (told,) = events.named("not replaced: the successor lacks symbols")
-        relay.cut(told["connection"])
+        relay.cut(int(str(told["connection"])))
         reading.wait(lambda: len(reading.told("lost")) == 1)
         # The ring tells of it before the counters do.
         reading.wait(lambda: reading.counters[Field.SUBSCRIBED] == 1)
