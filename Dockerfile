@@ -1,6 +1,8 @@
 # docker build -t feedmono .
 # docker run -v feedmono:/var/lib/feedmono feedmono
 FROM python:3.13-slim AS build
+# For the native extension; the image itself needs no compiler.
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev
 WORKDIR /src
 COPY . .
 RUN python -m pip wheel --no-cache-dir --wheel-dir /wheels .

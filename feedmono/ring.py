@@ -12,8 +12,9 @@ Promises, and what they rest on:
 - A record that was damaged is never handed out: what is intact behind it is, and the damage is
   reported (`RingReader.damage`).
 
-CPython issues no memory barrier for the cursor's store. x86 keeps the order of stores; elsewhere
-the reader may see the cursor before the record. The crc finds that, and the reader looks again.
+CPython issues no memory barrier for the cursor's store; the native extension issues one before it.
+x86 keeps the order of stores; elsewhere, without the extension, the reader may see the cursor
+before the record. The crc finds that, and the reader looks again.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from feedmono import native
 from feedmono import ring_layout as layout
 from feedmono.ring_layout import (
     ACKNOWLEDGED_WORD,
@@ -344,10 +346,12 @@ class Ring:
         end = position + record_bytes(size)
         if size > left - RECORD_BYTES or end > limit or kind not in layout.KINDS:
             return None
-        body = b"" if kind == PAD else self._map[at + RECORD_BYTES : at + RECORD_BYTES + size]
-        if zlib.crc32(body, zlib.crc32(self._map[at + 8 : at + RECORD_BYTES])) != crc:
+        behind = at + RECORD_BYTES + (0 if kind == PAD else size)
+        body = self._map[at + RECORD_FRONT.size : behind]
+        if zlib.crc32(body) != crc:
             return None
-        return Record(end, sequence, received_ns, connection, kind, flags, body)
+        payload = body[RECORD_REST.size :]
+        return Record(end, sequence, received_ns, connection, kind, flags, payload)
 
     @property
     def committed(self) -> int:
@@ -455,60 +459,26 @@ class RingWriter(Ring):
         flags: int,
         room_bytes: int,
     ) -> int:
-        capacity = self.capacity_bytes
-        position = self._position
-        sequence = self._sequence
-        limit = self.acknowledged + room_bytes
-        parts: list[bytes] = []
-        start = position
-        crc32, pack_rest, pack_front = zlib.crc32, RECORD_REST.pack, RECORD_FRONT.pack
-        taken = 0
-        for payload in payloads:
-            size = len(payload)
-            total = (RECORD_BYTES + size + 7) & -8
-            left = capacity - position % capacity
+        taken, position = native.frames.append(
+            self._map,
+            self.capacity_bytes,
+            self._position,
+            self.acknowledged + room_bytes,
+            self._largest_bytes,
+            self._sequence,
+            received_ns,
+            connection,
+            kind,
+            flags,
+            payloads,
+        )
+        if taken < len(payloads):
+            size = len(payloads[taken])
             if size > self._largest_bytes:
                 raise ValueError(f"{size} B are too large for ring {self.path}")
-            if total > left:
-                if position + left + total > limit:
-                    break
-                self._store(start, parts)
-                start = self._pad(position, left, sequence)
-                position = start
-                parts = []
-            elif position + total > limit:
-                break
-            rest = pack_rest(sequence, received_ns, connection, kind, flags, 0)
-            parts.append(pack_front(size, crc32(payload, crc32(rest))))
-            parts.append(rest)
-            parts.append(payload)
-            if total - RECORD_BYTES != size:
-                parts.append(bytes(total - RECORD_BYTES - size))
-            position += total
-            sequence += 1
-            taken += 1
-            if total == left:  # exactly the end of the lap
-                self._store(start, parts)
-                start, parts = position, []
         if taken:
-            self._store(start, parts)
-            self._commit(position, sequence)
+            self._commit(position, self._sequence + taken)
         return taken
-
-    def _store(self, position: int, parts: list[bytes]) -> None:
-        data = b"".join(parts)
-        at = HEADER_BYTES + position % self.capacity_bytes
-        self._map[at : at + len(data)] = data
-
-    def _pad(self, position: int, left: int, sequence: int) -> int:
-        """Fills the end of a lap; returns the position behind it."""
-        if left >= RECORD_BYTES:
-            rest = RECORD_REST.pack(sequence, 0, 0, PAD, 0, 0)
-            front = RECORD_FRONT.pack(left - RECORD_BYTES, zlib.crc32(rest))
-            at = HEADER_BYTES + position % self.capacity_bytes
-            # Without the zeroes, records of an earlier lap would stand behind a damaged pad.
-            self._map[at : at + left] = front + rest + bytes(left - RECORD_BYTES)
-        return position + left
 
     def _commit(self, position: int, sequence: int) -> None:
         # The sequence first: killed in between, a number is skipped; the other way round one
@@ -618,10 +588,26 @@ class RingReader(Ring):
         if self._searched is not None:
             self._position, self._last_sequence = self._search_on(position, last, committed)
             return []
-        limit = min(committed, position + max_bytes)
+        limit = position + max_bytes
         while position < committed and len(records) < max_records:
             if position >= limit and records:
                 break
+            before = position
+            position, last = native.frames.read(
+                self._map,
+                self.capacity_bytes,
+                position,
+                committed,
+                limit,
+                last,
+                max_records,
+                records,
+                Record,
+            )
+            if position != before:
+                self._looks = 0
+                continue
+            # The end of a lap, or damage.
             record = self._record(position, committed)
             if record is None or record.sequence <= last:
                 if not records:

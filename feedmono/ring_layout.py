@@ -98,8 +98,9 @@ def reserve_bytes(capacity_bytes: int) -> int:
 
 
 def max_payload_bytes(capacity_bytes: int) -> int:
-    """The largest payload that a ring takes: a quarter, so that it always fits some time."""
-    return capacity_bytes // 4 - RECORD_BYTES
+    """The largest payload that a ring takes: a quarter, so that it always fits some time, and no
+    more than `size` can tell."""
+    return min(capacity_bytes // 4 - RECORD_BYTES, (1 << 32) - 1)
 
 
 def cursor_word(position: int) -> int:

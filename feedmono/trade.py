@@ -93,15 +93,38 @@ def multiply(price: str, quantity: str) -> str:
 
     :raises ValueError: one of them is not a decimal text.
     """
-    if not (is_decimal(price) and is_decimal(quantity)):
-        raise ValueError(f"not a decimal number: {price[:60]!r} or {quantity[:60]!r}")
-    if "e" in price or "E" in price or "e" in quantity or "E" in quantity:
-        return format(_EXACT.multiply(Decimal(price), Decimal(quantity)), "f")
     price_whole, _, price_decimals = price.partition(".")
     quantity_whole, _, quantity_decimals = quantity.partition(".")
+    price_digits = price_whole + price_decimals
+    quantity_digits = quantity_whole + quantity_decimals
+    together = price_digits + quantity_digits
+    # What exchanges really send, digits with a point between, is checked here in one go: a tenth
+    # to a third less time than with `is_decimal` for either.
+    if not (
+        together.isdecimal()
+        and together.isascii()
+        and price_whole
+        and quantity_whole
+        and price_decimals
+        and quantity_decimals
+        and (price_whole == "0" or price_whole[0] != "0")
+        and (quantity_whole == "0" or quantity_whole[0] != "0")
+        and len(price) <= MAX_DECIMAL_CHARS
+        and len(quantity) <= MAX_DECIMAL_CHARS
+    ):
+        return _multiply_any(price, quantity)
     scale = len(price_decimals) + len(quantity_decimals)
-    digits = str(int(price_whole + price_decimals) * int(quantity_whole + quantity_decimals))
-    if not scale:
-        return digits
-    digits = digits.rjust(scale + 1, "0")
+    digits = str(int(price_digits) * int(quantity_digits))
+    if len(digits) <= scale:
+        digits = digits.rjust(scale + 1, "0")
     return f"{digits[:-scale]}.{digits[-scale:]}"
+
+
+def _multiply_any(price: str, quantity: str) -> str:
+    """The same for integers and exponents.
+
+    :raises ValueError: one of them is not a decimal text.
+    """
+    if not (is_decimal(price) and is_decimal(quantity)):
+        raise ValueError(f"not a decimal number: {price[:60]!r} or {quantity[:60]!r}")
+    return format(_EXACT.multiply(Decimal(price), Decimal(quantity)), "f")

@@ -11,6 +11,7 @@ from typing import Any
 
 import fastavro
 import pytest
+import trade_twins
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +25,12 @@ from feedmono.avro import (
     parse_schema,
 )
 from feedmono.trade import BUY, MAX_TRADE_ID, ORIGINS, SELL, SIDES, Trade, multiply
+
+
+@pytest.fixture(params=trade_twins.TWINS, autouse=True)
+def _twin(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    trade_twins.choose(request.param, monkeypatch)
+
 
 CANONICAL = {"BTCUSDT": "BTC/USDT", "BTC/USD": "BTC/USD", "币安人生USDT": "币安人生/USDT"}
 FIRST_TWELVE = 12

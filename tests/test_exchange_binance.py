@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import trade_twins
 from sessions import START_S, Run, drive, frame, recorded
 
 from feedmono.exchanges import load, names
@@ -41,6 +42,12 @@ TRADE: dict[str, Any] = {
     "m": True,
     "M": True,
 }
+
+
+@pytest.fixture(params=trade_twins.TWINS, autouse=True)
+def _twin(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    trade_twins.choose(request.param, monkeypatch)
+    monkeypatch.setitem(globals(), "BINANCE", Binance())
 
 
 def combined(**changes: Any) -> bytes:

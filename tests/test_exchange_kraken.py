@@ -7,6 +7,7 @@ import math
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import trade_twins
 from sessions import START_S, frame, recorded
 
 from feedmono.exchanges.base import (
@@ -27,6 +28,12 @@ ROW = (
     '"trade_id":70635299,"timestamp":"2024-05-27T12:43:11.798009Z"}'
 )
 TRADE = Trade("BTC/USD", 70_635_299, "68500.0", "0.01044926", BUY, 1_716_813_791_798_009)
+
+
+@pytest.fixture(params=trade_twins.TWINS, autouse=True)
+def _twin(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    trade_twins.choose(request.param, monkeypatch)
+    monkeypatch.setitem(globals(), "KRAKEN", Kraken())
 
 
 def row(**changes: str) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
+import frame_twins
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,6 +26,7 @@ from feedmono.framing import (
     encode_close,
     encode_frame,
 )
+from feedmono.native import Frames
 
 LIMIT_BYTES = 1 << 20
 Event = bytes | Ping | Pong | Binary | Close
@@ -52,6 +54,11 @@ def feed_all(cutter: FrameCutter, chunks: Iterable[bytes]) -> list[Event]:
 
 def pieces(data: bytes, size: int) -> list[bytes]:
     return [data[i : i + size] for i in range(0, len(data), size)]
+
+
+@pytest.fixture(params=frame_twins.FRAMES, autouse=True)
+def _twin(request: pytest.FixtureRequest) -> Iterator[Frames]:
+    yield from frame_twins.at_work(request.param)
 
 
 # --- What is cut.

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
+import frame_twins
 import pytest
 from wsserver import frame
 
 from feedmono.framing import FrameCutter, ProtocolError
+from feedmono.native import Frames
 
 STREAMS = 100_000
 LIMIT_BYTES = 4096
 _OPCODES = (1, 1, 1, 1, 0, 2, 9, 10, 8, 3)
+
+
+@pytest.fixture(params=frame_twins.FRAMES, autouse=True)
+def _twin(request: pytest.FixtureRequest) -> Iterator[Frames]:
+    yield from frame_twins.at_work(request.param)
 
 
 def _plausible(rng: random.Random) -> bytes:

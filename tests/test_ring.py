@@ -9,16 +9,25 @@ import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import frame_twins
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feedmono import ring, ring_layout
+from feedmono import native, ring, ring_layout
+from feedmono.native import Frames
 from feedmono.ring import RingReader, RingWriter, SalvagedReader
 from feedmono.ring_layout import EVENT, FRAME, HEADER_BYTES, MIN_CAPACITY_BYTES
 
 SMALL = MIN_CAPACITY_BYTES
+
+
+@pytest.fixture(params=frame_twins.FRAMES, autouse=True)
+def _twin(request: pytest.FixtureRequest) -> Iterator[Frames]:
+    yield from frame_twins.at_work(request.param)
 
 
 @pytest.fixture
@@ -174,13 +183,13 @@ def test_an_append_under_way_while_the_cursor_moves_back_does_no_harm(
     waiting = [] if drained else old[-4:]
     reader.acknowledge(records[-1 - len(waiting)].end)
     fresh = [bytes([100 + number]) * size for number in range(20)]
-    store = RingWriter._store
+    frames = native.frames
 
-    def late(self: RingWriter, position: int, parts: list[bytes]) -> None:
-        reader.seek(records[3].end)
-        store(self, position, parts)
+    def late(*given: Any) -> tuple[int, int]:
+        assert reader.seek(records[3].end)
+        return frames.append(*given)
 
-    monkeypatch.setattr(RingWriter, "_store", late)
+    monkeypatch.setattr(native, "frames", SimpleNamespace(append=late, read=frames.read))
     assert writer.append(fresh, FRAME, 0, 1) == 20
     monkeypatch.undo()
     found = read_all(reader)

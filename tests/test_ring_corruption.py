@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import frame_twins
 import pytest
 
 from feedmono import ring
+from feedmono.native import Frames
 from feedmono.ring import Damage, RingReader, RingWriter, SalvagedReader
 from feedmono.ring_layout import (
     ACKNOWLEDGED_WORD,
@@ -105,6 +107,11 @@ SAMPLES: dict[str, tuple[Callable[[int], int], int, int, int]] = {
     "aligned, one waits": (lambda _: 224, 700, 1, 0),
     "full": (lambda n: 480 + n % 9, 180, 125, 0),
 }
+
+
+@pytest.fixture(params=frame_twins.FRAMES, autouse=True)
+def _twin(request: pytest.FixtureRequest) -> Iterator[Frames]:
+    yield from frame_twins.at_work(request.param)
 
 
 @pytest.fixture(params=list(SAMPLES))

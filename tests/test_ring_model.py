@@ -1,6 +1,7 @@
 """The ring against a model of it: random operations, and a kill at every store.
 
-After each store into the mapped file, and in the middle of each, a copy of the file is opened anew:
+After each store into the mapped file, and in the middle of each, a copy of the file is opened anew
+(the native twin's are one store: it writes from the first byte to the last, as the other does):
 it must hold exactly what was committed and not acknowledged. Now and then the run itself goes on
 from such a copy. ``RING_SEED=17 pytest tests/test_ring_model.py`` runs one seed again.
 """
@@ -10,14 +11,16 @@ from __future__ import annotations
 import mmap
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import frame_twins
 import pytest
 
 from feedmono import ring, ring_layout
+from feedmono.native import Frames, plain_frames
 from feedmono.ring import RingReader, RingWriter
 from feedmono.ring_layout import (
     ACKNOWLEDGED_WORD,
@@ -81,6 +84,18 @@ class Image(bytearray):
             self.written = max(self.written, begin + size_bytes)
         self.kills.append(Kill(bytes(self), self.done, self.written))
 
+    def written_at_once(self, before: bytes, begin: int, end: int) -> None:
+        """Behind a write from position *begin* to *end* that went past `__setitem__`."""
+        if self.chance is None or begin == end:
+            return
+        capacity = len(self) - HEADER_BYTES
+        for done in (*sorted(self.chance.randrange(end - begin) for _ in range(3)), end - begin):
+            torn = bytearray(before)
+            for place in _places(begin, begin + done, capacity):
+                torn[place] = self[place]
+            self.written = max(self.written, begin + done)
+            self.kills.append(Kill(bytes(torn), self.done, self.written))
+
     def stored(self, word: int) -> None:
         """Behind the store of one of the header's words."""
         self.done |= word in (COMMITTED_WORD, ACKNOWLEDGED_WORD)
@@ -89,6 +104,30 @@ class Image(bytearray):
 
     def close(self) -> None:
         """As a map's."""
+
+
+def _places(begin: int, end: int, capacity: int) -> Iterator[slice]:
+    """Where in the file the positions from *begin* to *end* lie, lap by lap."""
+    while begin < end:
+        offset = begin % capacity
+        size = min(end - begin, capacity - offset)
+        yield slice(HEADER_BYTES + offset, HEADER_BYTES + offset + size)
+        begin += size
+
+
+class Noted:
+    """The native twin, with an image told of what it wrote."""
+
+    def __init__(self, frames: Frames) -> None:
+        self._frames = frames
+        self.read = frames.read
+
+    def append(self, data: Any, capacity: int, begin: int, *more: Any) -> tuple[int, int]:
+        before = bytes(data)
+        taken, end = self._frames.append(data, capacity, begin, *more)
+        if isinstance(data, Image):
+            data.written_at_once(before, begin, end)
+        return taken, end
 
 
 class Words:
@@ -369,6 +408,14 @@ def everything(reader: RingReader) -> list[Record]:
     assert reader.position == reader.committed
     assert not reader.damage
     return found
+
+
+@pytest.fixture(params=frame_twins.FRAMES, autouse=True)
+def _twin(request: pytest.FixtureRequest) -> Iterator[Frames]:
+    frames = request.param
+    yield from frame_twins.at_work(
+        frames if frames is plain_frames else cast(Frames, Noted(frames))
+    )
 
 
 @pytest.fixture

@@ -75,7 +75,9 @@ LEVELS = [
         "throttle",
         "ledger",
     },
-    {"httpd", "ids", "bitmap", "columns", "ring_layout", "framing", "trade", "log", "resources"},
+    {"httpd", "ids", "bitmap", "columns", "framing", "trade", "log", "resources"},
+    {"native"},
+    {"ring_layout"},
     {"events", "heartbeat", "lowest", "processes", "repeats", "systemd"},
 ]
 

@@ -13,11 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from decimal import Context, Decimal
 from functools import lru_cache
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import quote
 
 import msgspec
 
+from feedmono.exchanges import _shape
+from feedmono.exchanges._shape import Shape
 from feedmono.exchanges._subscriptions import Request, Subscriptions
 from feedmono.exchanges.base import (
     Data,
@@ -42,6 +44,7 @@ from feedmono.trade import (
     BACKFILL,
     BUY,
     MAX_DECIMAL_CHARS,
+    MAX_SYMBOL_CHARS,
     MAX_TIME_US,
     MAX_TRADE_ID,
     SELL,
@@ -94,10 +97,21 @@ class _Row(msgspec.Struct, gc=False):
     timestamp: str
 
 
-class _Trades(msgspec.Struct, gc=False):
-    channel: str
-    type: str
-    data: list[_Row]
+class _UsualRow(msgspec.Struct, gc=False):
+    """A trade as it always looks. Bounds stand here where msgspec checks them for nothing."""
+
+    symbol: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_SYMBOL_CHARS)]
+    side: Literal["buy", "sell"]
+    price: msgspec.Raw
+    qty: msgspec.Raw
+    trade_id: Annotated[int, msgspec.Meta(ge=0, le=MAX_TRADE_ID)]
+    timestamp: str
+
+
+class _UsualTrades(msgspec.Struct, gc=False):
+    channel: Literal["trade"]
+    type: Literal["update", "snapshot"]
+    data: list[_UsualRow]
 
 
 class _LooseTrades(msgspec.Struct):
@@ -160,7 +174,7 @@ class _Errors(msgspec.Struct):
     error: list[str]
 
 
-_decode_trades = msgspec.json.Decoder(_Trades).decode
+_decode_usual = msgspec.json.Decoder(_UsualTrades).decode
 _decode_loose = msgspec.json.Decoder(_LooseTrades).decode
 _decode_row = msgspec.json.Decoder(_Row).decode
 _decode_message = msgspec.json.Decoder(_Message).decode
@@ -172,6 +186,24 @@ _decode_page_rows = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_page_row = msgspec.json.Decoder(_PageRow).decode
 _decode_errors = msgspec.json.Decoder(_Errors).decode
 _new = tuple.__new__
+
+
+# A message with trades as it always looks, for the native reader.
+_SHAPE = Shape(
+    frame={
+        "channel": _shape.only("trade"),
+        "type": _shape.one_of({"update": {"origin": STREAM}, "snapshot": {"origin": SNAPSHOT}}),
+        "data": _shape.MANY_TRADES,
+    },
+    trade={
+        "symbol": _shape.SYMBOL,
+        "side": _shape.one_of({"buy": {"side": BUY}, "sell": {"side": SELL}}),
+        "price": _shape.PRICE,
+        "qty": _shape.QUANTITY,
+        "trade_id": _shape.TRADE_ID,
+        "timestamp": _shape.RFC_3339_TIME,
+    },
+)
 
 
 class Kraken(Exchange):
@@ -194,6 +226,9 @@ class Kraken(Exchange):
     metadata_path = "/0/public/AssetPairs"
     pages_by_id = False
 
+    def __init__(self) -> None:
+        self._read = _SHAPE.reader(_decode)
+
     def session(self, symbols: Sequence[str]) -> Session:
         return _KrakenSession(symbols)
 
@@ -201,14 +236,7 @@ class Kraken(Exchange):
         return frame.startswith(b'{"channel":"trade"')
 
     def decode(self, frame: bytes) -> Decoded:
-        try:
-            message = _decode_trades(frame)
-            origin = _ORIGINS[message.type]
-            if message.channel == "trade":
-                return _new(Decoded, (tuple([_trade(row) for row in message.data]), origin, ()))
-        except (*_UNREADABLE, KeyError):
-            pass
-        return _decode_carefully(frame)
+        return self._read(frame)
 
     def read_metadata(self, body: bytes) -> Mapping[str, Market]:
         try:
@@ -280,7 +308,6 @@ _EXACT = Context(prec=MAX_DECIMAL_CHARS)
 
 def _trade(row: _Row) -> Trade:
     """:raises ValueError: why it is none."""
-    # Every trade passes here: 2.5 µs, of which the time takes 0.8 and the two numbers 1.
     price = _number(row.price)
     quantity = _number(row.qty)
     side = _SIDES.get(row.side)
@@ -334,12 +361,6 @@ def _time_us(text: str) -> int:
 
     :raises ValueError: it is none.
     """
-    # As Kraken writes it, with six decimals: seconds and decimals are one whole number. The
-    # regular expression takes 1.5 µs more.
-    if len(text) == 27 and text[19] == "." and text[26] == "Z":
-        digits = text[17:19] + text[20:26]
-        if digits.isdecimal() and digits.isascii() and digits < "60":
-            return _minute_us(text[:17]) + int(digits)
     match = _TIMESTAMP.fullmatch(text)
     if match is None:
         raise ValueError(f"the timestamp is no RFC 3339 time: {text[:60]!r}")
@@ -373,6 +394,47 @@ def _minute_us(text: str) -> int:
     except ValueError as error:
         raise ValueError(f"the timestamp is no time that exists: {text!r}: {error}") from error
     return (begin - _EPOCH) // timedelta(microseconds=1)
+
+
+def _decode(frame: bytes) -> Decoded:
+    try:
+        message = _decode_usual(frame)
+        trades = tuple([_usual_trade(row) for row in message.data])
+        return _new(Decoded, (trades, _ORIGINS[message.type], ()))
+    except _UNREADABLE:
+        return _decode_carefully(frame)
+
+
+def _usual_trade(row: _UsualRow) -> Trade:
+    """:raises ValueError: it is to be read carefully."""
+    # Every trade passes here where there is no native reader (which takes an eighth of the time).
+    # A seventh less than `_trade` takes. The numbers are JSON's: of digits and a point, they are
+    # decimals.
+    price = str(row.price, "ascii")
+    quantity = str(row.qty, "ascii")
+    time = row.timestamp
+    # Seconds and decimals are one whole number.
+    micros = time[17:19] + time[20:26]
+    if (
+        price.strip("0123456789") == "."
+        and quantity.strip("0123456789") == "."
+        and len(price) <= MAX_DECIMAL_CHARS
+        and len(quantity) <= MAX_DECIMAL_CHARS
+        and len(time) == 27
+        and time[19] == "."
+        and time[26] == "Z"
+        and micros.isdecimal()
+        and micros.isascii()
+        and micros < "60"
+        and row.symbol.isprintable()
+    ):
+        time_us = _minute_us(time[:17]) + int(micros)
+        if 0 < time_us <= MAX_TIME_US:
+            side = _SIDES[row.side]
+            return _new(
+                Trade, (row.symbol, row.trade_id, price, quantity, side, time_us, None, None, None)
+            )
+    raise ValueError("not as always")
 
 
 def _decode_carefully(frame: bytes) -> Decoded:

@@ -22,8 +22,8 @@ from feedmono.config import KafkaConfig
 from feedmono.log import Log
 from feedmono.sinks import kafka_topics
 from feedmono.sinks.base import Coverage, Entry, Sink, SinkFailed, SinkStats
-from feedmono.sinks.kafka_client import BrokerTrouble, ClientLog, describe, properties
 from feedmono.sinks.kafka_ack import AckWatch
+from feedmono.sinks.kafka_client import BrokerTrouble, ClientLog, describe, properties
 from feedmono.sinks.kafka_coverage import CoverageTopic
 from feedmono.sinks.kafka_dead import Copies, DeadLetters
 from feedmono.sinks.kafka_message import Failure, Layout, Outgoing, Pending

@@ -1,0 +1,711 @@
+/* Frames of an exchange to trades, in one pass: the native twin of an exchange's `decode`.
+
+   This file knows JSON and the ways to write a trade, but no exchange: what its frames look like
+   is told by a shape (feedmono/exchanges/_shape.py), a tree of two levels. The outer object holds
+   one object or a list of objects, each of them a trade.
+
+   A frame is a bytes object, whose last byte is followed by a NUL. No text, number or structure
+   goes on over a NUL, so no function here needs to know where the frame ends. */
+
+#include "trades.h"
+
+#define MAX_KEYS 24
+#define MAX_CHOICES 8
+#define MAX_ROWS 256
+#define MAX_DEPTH 16
+#define MAX_DIGITS 18
+#define SLOTS 64
+#define NAMES 1024
+
+/* --- A shape */
+
+/* How the value of a key is written. */
+enum kind {
+    CHOICE,    /* one of some texts, in quotes or not (true, null), each with its values */
+    SYMBOL,    /* a text without escapes */
+    IDENTITY,  /* a number of at most 63 bits */
+    DECIMAL,   /* a decimal number, its text */
+    QUOTED,    /* the same in quotes */
+    UNIX_TIME, /* a number of milliseconds or microseconds, told apart by its magnitude */
+    RFC_3339,  /* a time in UTC with six decimals */
+    ONE,       /* the object that is the trade */
+    MANY,      /* the list of them */
+};
+
+static const char *const kind_names[] = {
+    "choice", "symbol", "identity", "decimal", "quoted", "unix time", "rfc 3339", "one", "many",
+};
+
+/* Where a value goes that is no field of a trade. */
+enum { NOWHERE = -1, ORIGIN = -2 };
+
+typedef struct {
+    const char *text;
+    Py_ssize_t size;
+    PyObject *values[2];
+} Choice;
+
+typedef struct {
+    const char *text;
+    Py_ssize_t size;
+    int kind;
+    int targets[2]; /* fields of the trade, or NOWHERE, or ORIGIN */
+    int choices;
+    Choice choice[MAX_CHOICES];
+    signed char next; /* key of the same slot, or -1 */
+} Key;
+
+typedef struct {
+    int count;
+    uint64_t required;
+    signed char slots[SLOTS];
+    Key keys[MAX_KEYS];
+} Object;
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *plan;      /* owns all texts and values of the shape */
+    PyObject *otherwise; /* the careful way */
+    PyTypeObject *trade;
+    PyTypeObject *decoded;
+    PyObject *nothing;   /* an empty tuple: there are no problems */
+    int fields;          /* of a trade */
+    int filled[MAX_TRADE_FIELDS];
+    int64_t first_microsecond;
+    int64_t max_time_us;
+    int64_t max_symbol_chars;
+    int64_t max_decimal_chars;
+    PyObject *stream;    /* the origin where the frame tells none */
+    Object frame;
+    Object row;
+    PyObject *names[NAMES]; /* symbols met before, by a hash of their bytes */
+} Reader;
+
+/* What is read of a frame so far. */
+typedef struct {
+    PyObject *origin; /* borrowed */
+    int count;
+    PyObject *trades[MAX_ROWS];
+} Found;
+
+static unsigned slot_of(const char *text, Py_ssize_t size)
+{
+    if (size == 0)
+        return 0;
+    return ((unsigned char)text[0] + 31u * (unsigned char)text[size - 1] + 7u * (unsigned)size)
+        % SLOTS;
+}
+
+/* The number of the key in that object, -1 if it is not one that counts. */
+static int find(const Object *object, const char *text, Py_ssize_t size)
+{
+    int at = object->slots[slot_of(text, size)];
+    while (at >= 0) {
+        const Key *key = &object->keys[at];
+        if (key->size == size && memcmp(key->text, text, size) == 0)
+            break;
+        at = key->next;
+    }
+    return at;
+}
+
+/* --- JSON: each function returns what follows the value that begins at p */
+
+/* Printable ASCII without quotation mark and backslash: 32 characters a word. */
+static inline int is_plain(char c)
+{
+    static const uint32_t plain[8] = {0, 0xfffffffb, 0xefffffff, 0x7fffffff, 0, 0, 0, 0};
+    return plain[(unsigned char)c >> 5] >> ((unsigned char)c & 31) & 1;
+}
+
+static inline const char *skip_space(const char *p)
+{
+    while (*p == ' ' || *p == '\t' || *p == '\n' || *p == '\r')
+        p++;
+    return p;
+}
+
+static const char *skip_text(const char *p)
+{
+    if (*p++ != '"')
+        return NULL;
+    while (is_plain(*p))
+        p++;
+    return *p == '"' ? p + 1 : NULL;
+}
+
+/* Numbers with an exponent or of more digits than 64 bits take are left to the careful way. */
+static const char *skip_number(const char *p)
+{
+    const char *begin = p;
+    if (*p == '-')
+        p++;
+    p = skip_decimal(p);
+    return p != NULL && p - begin <= MAX_DIGITS ? p : NULL;
+}
+
+static const char *skip_word(const char *p, const char *word)
+{
+    size_t size = strlen(word);
+    return strncmp(p, word, size) == 0 ? p + size : NULL;
+}
+
+static const char *skip_value(const char *p, int depth);
+
+/* An object or a list, of whatever. */
+static const char *skip_group(const char *p, int depth)
+{
+    char end = *p == '{' ? '}' : ']';
+    if (depth == 0)
+        return NULL;
+    p = skip_space(p + 1);
+    if (*p == end)
+        return p + 1;
+    for (;;) {
+        if (end == '}') {
+            if ((p = skip_text(p)) == NULL)
+                return NULL;
+            p = skip_space(p);
+            if (*p++ != ':')
+                return NULL;
+            p = skip_space(p);
+        }
+        if ((p = skip_value(p, depth - 1)) == NULL)
+            return NULL;
+        p = skip_space(p);
+        if (*p == end)
+            return p + 1;
+        if (*p++ != ',')
+            return NULL;
+        p = skip_space(p);
+    }
+}
+
+static const char *skip_value(const char *p, int depth)
+{
+    switch (*p) {
+    case '"':
+        return skip_text(p);
+    case '{':
+    case '[':
+        return skip_group(p, depth);
+    case 't':
+        return skip_word(p, "true");
+    case 'f':
+        return skip_word(p, "false");
+    case 'n':
+        return skip_word(p, "null");
+    default:
+        return skip_number(p);
+    }
+}
+
+/* --- Values */
+
+/* Puts a value, whose reference it takes, where the key says; 0 if there is none. */
+static int put(const Key *key, PyObject *trade, PyObject *value)
+{
+    if (value == NULL)
+        return 0;
+    PyTuple_SET_ITEM(trade, key->targets[0], value);
+    return 1;
+}
+
+static PyObject *new_text(const char *text, Py_ssize_t size)
+{
+    PyObject *made = PyUnicode_New(size, 127);
+    if (made != NULL)
+        memcpy(PyUnicode_1BYTE_DATA(made), text, size);
+    return made;
+}
+
+/* A symbol's text, the same object each time as long as its place is not taken by another. */
+static PyObject *symbol_text(Reader *self, const char *text, Py_ssize_t size)
+{
+    uint32_t hash = 2166136261u; /* FNV-1a */
+    for (Py_ssize_t i = 0; i < size; i++)
+        hash = (hash ^ (unsigned char)text[i]) * 16777619u;
+    PyObject **place = &self->names[(hash ^ hash >> 16) % NAMES];
+    if (*place == NULL || PyUnicode_GET_LENGTH(*place) != size
+        || memcmp(PyUnicode_1BYTE_DATA(*place), text, size) != 0) {
+        PyObject *made = new_text(text, size);
+        if (made == NULL)
+            return NULL;
+        Py_XSETREF(*place, made);
+    }
+    Py_INCREF(*place);
+    return *place;
+}
+
+static const char *read_symbol(Reader *self, const Key *key, const char *p, PyObject *trade)
+{
+    const char *end = skip_text(p);
+    if (end == NULL)
+        return NULL;
+    Py_ssize_t size = end - p - 2;
+    if (size == 0 || size > self->max_symbol_chars)
+        return NULL;
+    return put(key, trade, symbol_text(self, p + 1, size)) ? end : NULL;
+}
+
+static const char *read_decimal(Reader *self, const Key *key, const char *p, PyObject *trade)
+{
+    const char *begin = p;
+    if ((p = skip_decimal(p)) == NULL || p - begin > self->max_decimal_chars)
+        return NULL;
+    return put(key, trade, new_text(begin, p - begin)) ? p : NULL;
+}
+
+static const char *read_quoted(Reader *self, const Key *key, const char *p, PyObject *trade)
+{
+    if (*p != '"')
+        return NULL;
+    p = read_decimal(self, key, p + 1, trade);
+    return p != NULL && *p == '"' ? p + 1 : NULL;
+}
+
+/* A number without sign, point and exponent that 63 bits can hold. */
+static const char *read_integer(const char *p, int64_t *value)
+{
+    const char *begin = p;
+    uint64_t read = 0;
+    if (p[0] == '0' && is_digit(p[1]))
+        return NULL;
+    while (is_digit(*p) && p - begin <= 19)
+        read = read * 10 + (uint64_t)(*p++ - '0');
+    if (p == begin || p - begin > 19 || read > INT64_MAX)
+        return NULL;
+    *value = (int64_t)read;
+    return p;
+}
+
+static const char *read_identity(const Key *key, const char *p, PyObject *trade)
+{
+    int64_t value;
+    if ((p = read_integer(p, &value)) == NULL)
+        return NULL;
+    return put(key, trade, PyLong_FromLongLong(value)) ? p : NULL;
+}
+
+static const char *put_time(
+    const Reader *self, const Key *key, const char *end, int64_t time_us, PyObject *trade)
+{
+    if (time_us <= 0 || time_us > self->max_time_us)
+        return NULL;
+    return put(key, trade, PyLong_FromLongLong(time_us)) ? end : NULL;
+}
+
+static const char *read_unix_time(
+    const Reader *self, const Key *key, const char *p, PyObject *trade)
+{
+    int64_t value;
+    if ((p = read_integer(p, &value)) == NULL)
+        return NULL;
+    if (value < self->first_microsecond) {
+        if (value > INT64_MAX / 1000)
+            return NULL;
+        value *= 1000;
+    }
+    return put_time(self, key, p, value, trade);
+}
+
+/* The number that `size` digits make, -1 if there is something else. */
+static int64_t digits(const char *p, int size)
+{
+    int64_t value = 0;
+    for (int i = 0; i < size; i++) {
+        if (!is_digit(p[i]))
+            return -1;
+        value = value * 10 + (p[i] - '0');
+    }
+    return value;
+}
+
+/* Days from 1970-01-01 to a day of the Gregorian calendar, -1 if there is none or it is before:
+   the year begins in March here, so that the day of a leap year is its last. */
+static int64_t days_to(int64_t year, int64_t month, int64_t day)
+{
+    static const int lengths[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
+    if (year < 1970 || month < 1 || month > 12 || day < 1)
+        return -1;
+    int leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    if (day > lengths[month - 1] + (month == 2 && leap))
+        return -1;
+    int64_t years = year - (month <= 2);
+    int64_t months = (month + 9) % 12;
+    int64_t in_year = (153 * months + 2) / 5 + day - 1;
+    return years * 365 + years / 4 - years / 100 + years / 400 + in_year - 719468;
+}
+
+/* "2024-05-27T12:33:10.826003Z", and no other form of it. */
+static const char *read_rfc_3339(
+    const Reader *self, const Key *key, const char *p, PyObject *trade)
+{
+    const char *end = skip_text(p);
+    if (end == NULL || end - p != 29)
+        return NULL;
+    p++;
+    if (p[4] != '-' || p[7] != '-' || p[10] != 'T' || p[13] != ':' || p[16] != ':'
+        || p[19] != '.' || p[26] != 'Z')
+        return NULL;
+    int64_t days = days_to(digits(p, 4), digits(p + 5, 2), digits(p + 8, 2));
+    int64_t hour = digits(p + 11, 2), minute = digits(p + 14, 2), second = digits(p + 17, 2);
+    int64_t micros = digits(p + 20, 6);
+    if (days < 0 || hour < 0 || hour > 23 || minute < 0 || minute > 59 || second < 0
+        || second > 59 || micros < 0)
+        return NULL;
+    int64_t time_us = (((days * 24 + hour) * 60 + minute) * 60 + second) * 1000000 + micros;
+    return put_time(self, key, end, time_us, trade);
+}
+
+/* Puts the values of the choice that stands there. */
+static const char *read_choice(const Key *key, const char *p, PyObject *trade, Found *found)
+{
+    for (int i = 0; i < key->choices; i++) {
+        const Choice *choice = &key->choice[i];
+        if (strncmp(p, choice->text, choice->size) != 0)
+            continue;
+        for (int k = 0; k < 2; k++) {
+            int target = key->targets[k];
+            if (target == ORIGIN) {
+                found->origin = choice->values[k];
+            } else if (target != NOWHERE) {
+                Py_INCREF(choice->values[k]);
+                PyTuple_SET_ITEM(trade, target, choice->values[k]);
+            }
+        }
+        return p + choice->size;
+    }
+    return NULL;
+}
+
+/* --- Objects */
+
+static const char *read_row(Reader *self, const char *p, Found *found);
+
+static const char *read_rows(Reader *self, const char *p, Found *found)
+{
+    if (*p++ != '[')
+        return NULL;
+    p = skip_space(p);
+    if (*p == ']')
+        return p + 1;
+    for (;;) {
+        if ((p = read_row(self, p, found)) == NULL)
+            return NULL;
+        p = skip_space(p);
+        if (*p == ']')
+            return p + 1;
+        if (*p++ != ',')
+            return NULL;
+        p = skip_space(p);
+    }
+}
+
+static const char *read_value(
+    Reader *self, const Key *key, const char *p, PyObject *trade, Found *found)
+{
+    switch (key->kind) {
+    case CHOICE:
+        return read_choice(key, p, trade, found);
+    case SYMBOL:
+        return read_symbol(self, key, p, trade);
+    case IDENTITY:
+        return read_identity(key, p, trade);
+    case DECIMAL:
+        return read_decimal(self, key, p, trade);
+    case QUOTED:
+        return read_quoted(self, key, p, trade);
+    case UNIX_TIME:
+        return read_unix_time(self, key, p, trade);
+    case RFC_3339:
+        return read_rfc_3339(self, key, p, trade);
+    case ONE:
+        return read_row(self, p, found);
+    default:
+        return read_rows(self, p, found);
+    }
+}
+
+/* An object of that shape: each key of it at most once, all required ones, and others, which
+   only have to be JSON. */
+static const char *read_object(
+    Reader *self, const Object *object, const char *p, PyObject *trade, Found *found)
+{
+    uint64_t seen = 0;
+    if (*p != '{')
+        return NULL;
+    p = skip_space(p + 1);
+    if (*p == '}')
+        return object->required == 0 ? p + 1 : NULL;
+    for (;;) {
+        const char *text = p + 1;
+        if ((p = skip_text(p)) == NULL)
+            return NULL;
+        int at = find(object, text, p - text - 1);
+        p = skip_space(p);
+        if (*p++ != ':')
+            return NULL;
+        p = skip_space(p);
+        if (at < 0) {
+            p = skip_value(p, MAX_DEPTH);
+        } else {
+            if (seen >> at & 1)
+                return NULL;
+            seen |= (uint64_t)1 << at;
+            p = read_value(self, &object->keys[at], p, trade, found);
+        }
+        if (p == NULL)
+            return NULL;
+        p = skip_space(p);
+        if (*p == '}')
+            return (seen & object->required) == object->required ? p + 1 : NULL;
+        if (*p++ != ',')
+            return NULL;
+        p = skip_space(p);
+    }
+}
+
+/* One trade, which becomes the last of those found, finished or not. */
+static const char *read_row(Reader *self, const char *p, Found *found)
+{
+    if (found->count == MAX_ROWS)
+        return NULL;
+    PyObject *trade = new_tuple(self->trade, self->fields);
+    if (trade == NULL)
+        return NULL;
+    found->trades[found->count++] = trade;
+    if ((p = read_object(self, &self->row, p, trade, found)) == NULL)
+        return NULL;
+    for (int i = 0; i < self->fields; i++) {
+        if (!self->filled[i]) {
+            Py_INCREF(Py_None);
+            PyTuple_SET_ITEM(trade, i, Py_None);
+        }
+    }
+    return p;
+}
+
+/* --- The type */
+
+static PyObject *decoded_of(Reader *self, Found *found)
+{
+    PyObject *decoded = new_tuple(self->decoded, 3);
+    if (decoded == NULL)
+        return NULL;
+    Py_INCREF(found->origin);
+    PyTuple_SET_ITEM(decoded, 1, found->origin);
+    Py_INCREF(self->nothing);
+    PyTuple_SET_ITEM(decoded, 2, self->nothing);
+    PyObject *trades = PyTuple_New(found->count);
+    if (trades == NULL) {
+        Py_DECREF(decoded);
+        return NULL;
+    }
+    for (int i = 0; i < found->count; i++)
+        PyTuple_SET_ITEM(trades, i, found->trades[i]);
+    found->count = 0;
+    if (PyObject_GC_IsTracked(trades))
+        PyObject_GC_UnTrack(trades);
+    PyTuple_SET_ITEM(decoded, 0, trades);
+    return decoded;
+}
+
+PyDoc_STRVAR(read_doc, "read(frame)\n--\n\nWhat a frame holds; the careful way's answer or "
+                       "error if it does not look as always.");
+
+static PyObject *reader_read(Reader *self, PyObject *frame)
+{
+    Found found;
+    PyObject *decoded = NULL;
+    if (!PyBytes_CheckExact(frame))
+        return PyObject_CallOneArg(self->otherwise, frame);
+    const char *end = PyBytes_AS_STRING(frame) + PyBytes_GET_SIZE(frame);
+    found.count = 0;
+    found.origin = self->stream;
+    const char *p = skip_space(PyBytes_AS_STRING(frame));
+    if ((p = read_object(self, &self->frame, p, NULL, &found)) != NULL && skip_space(p) == end)
+        decoded = decoded_of(self, &found);
+    while (found.count > 0)
+        Py_DECREF(found.trades[--found.count]);
+    if (decoded != NULL || PyErr_Occurred())
+        return decoded;
+    return PyObject_CallOneArg(self->otherwise, frame);
+}
+
+/* The text of a choice and its values; -1 and an exception if it is something else. */
+static int take_choice(Choice *choice, PyObject *told)
+{
+    if (!PyTuple_Check(told)) {
+        PyErr_SetString(PyExc_TypeError, "a choice is a tuple");
+        return -1;
+    }
+    return PyArg_ParseTuple(told, "y#OO", &choice->text, &choice->size, &choice->values[0],
+                            &choice->values[1])
+        ? 0 : -1;
+}
+
+/* Whether the targets of a key can be those of its kind. */
+static int are_targets(const Reader *self, const Key *key, int in_row)
+{
+    for (int k = 0; k < 2; k++) {
+        int target = key->targets[k];
+        if (target >= self->fields || target < ORIGIN || (target >= 0 && !in_row)
+            || (target == ORIGIN && (in_row || key->kind != CHOICE)))
+            return 0;
+    }
+    if (key->kind == ONE || key->kind == MANY)
+        return !in_row && key->targets[0] == NOWHERE;
+    return key->kind == CHOICE || (key->targets[0] >= 0 && key->targets[1] == NOWHERE);
+}
+
+/* Keeps which fields a key fills; -1 if one of them is filled by another one, too. */
+static int fill(Reader *self, const Key *key, int required)
+{
+    for (int k = 0; k < 2; k++) {
+        int target = key->targets[k];
+        if (target >= 0 && (self->filled[target]++ || !required))
+            return -1;
+    }
+    return 0;
+}
+
+static int take_key(Reader *self, Object *object, PyObject *told)
+{
+    PyObject *choices;
+    const char *kind;
+    int required;
+    Key *key = &object->keys[object->count];
+    if (!PyTuple_Check(told) || object->count == MAX_KEYS) {
+        PyErr_SetString(PyExc_ValueError, "a key is a tuple, and there are not too many of them");
+        return -1;
+    }
+    if (!PyArg_ParseTuple(told, "y#sp(ii)O!", &key->text, &key->size, &kind, &required,
+                          &key->targets[0], &key->targets[1], &PyTuple_Type, &choices))
+        return -1;
+    key->choices = (int)PyTuple_GET_SIZE(choices);
+    if ((key->kind = index_of(kind, kind_names, Py_ARRAY_LENGTH(kind_names))) < 0)
+        return -1;
+    if (key->choices > MAX_CHOICES
+        || !are_targets(self, key, object == &self->row) || fill(self, key, required) < 0) {
+        PyErr_SetString(PyExc_ValueError, "a shape with a key that can't be read");
+        return -1;
+    }
+    for (int i = 0; i < key->choices; i++)
+        if (take_choice(&key->choice[i], PyTuple_GET_ITEM(choices, i)) < 0)
+            return -1;
+    unsigned slot = slot_of(key->text, key->size);
+    key->next = object->slots[slot];
+    object->slots[slot] = (signed char)object->count;
+    if (required)
+        object->required |= (uint64_t)1 << object->count;
+    object->count++;
+    return 0;
+}
+
+static int take_keys(Reader *self, Object *object, PyObject *keys)
+{
+    memset(object->slots, -1, sizeof object->slots);
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(keys); i++)
+        if (take_key(self, object, PyTuple_GET_ITEM(keys, i)) < 0)
+            return -1;
+    return 0;
+}
+
+/* Takes the plan apart; what it points to is owned by `self->plan`. */
+static int take_plan(Reader *self)
+{
+    PyObject *trade, *decoded, *frame, *row;
+    if (!PyArg_ParseTuple(self->plan, "OOiOLLLLO!O!", &trade, &decoded, &self->fields,
+                          &self->stream, &self->first_microsecond, &self->max_time_us,
+                          &self->max_symbol_chars, &self->max_decimal_chars, &PyTuple_Type,
+                          &frame, &PyTuple_Type, &row))
+        return -1;
+    if (!is_tuple_type(trade) || !is_tuple_type(decoded) || self->fields < 1
+        || self->fields > MAX_TRADE_FIELDS) {
+        PyErr_SetString(PyExc_TypeError, "trade and decoded must be small named tuples");
+        return -1;
+    }
+    self->trade = (PyTypeObject *)trade;
+    self->decoded = (PyTypeObject *)decoded;
+    if (take_keys(self, &self->frame, frame) < 0)
+        return -1;
+    return take_keys(self, &self->row, row);
+}
+
+static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *named)
+{
+    static char *names[] = {"plan", "otherwise", NULL};
+    PyObject *plan, *otherwise;
+    if (!PyArg_ParseTupleAndKeywords(args, named, "O!O", names, &PyTuple_Type, &plan, &otherwise))
+        return NULL;
+    Reader *self = (Reader *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    Py_INCREF(plan);
+    self->plan = plan;
+    Py_INCREF(otherwise);
+    self->otherwise = otherwise;
+    self->nothing = PyTuple_New(0);
+    if (self->nothing == NULL || take_plan(self) < 0) {
+        Py_DECREF(self);
+        return NULL;
+    }
+    return (PyObject *)self;
+}
+
+static int reader_traverse(Reader *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->plan);
+    Py_VISIT(self->otherwise);
+    return 0;
+}
+
+static int reader_clear(Reader *self)
+{
+    Py_CLEAR(self->otherwise);
+    return 0;
+}
+
+static void reader_dealloc(Reader *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    Py_CLEAR(self->plan);
+    Py_CLEAR(self->otherwise);
+    Py_CLEAR(self->nothing);
+    for (int i = 0; i < NAMES; i++)
+        Py_CLEAR(self->names[i]);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef reader_methods[] = {
+    {"read", (PyCFunction)reader_read, METH_O, read_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot reader_slots[] = {
+    {Py_tp_doc, "TradeReader(plan, otherwise): frames of one shape to trades."},
+    {Py_tp_new, reader_new},
+    {Py_tp_traverse, reader_traverse},
+    {Py_tp_clear, reader_clear},
+    {Py_tp_dealloc, reader_dealloc},
+    {Py_tp_methods, reader_methods},
+    {0, NULL},
+};
+
+static PyType_Spec reader_spec = {
+    .name = "feedmono.native._native.TradeReader",
+    .basicsize = sizeof(Reader),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .slots = reader_slots,
+};
+
+int feedmono_add_trades(PyObject *module)
+{
+    if (add_type(module, &reader_spec, "TradeReader") < 0)
+        return -1;
+    return feedmono_add_records(module);
+}
