@@ -278,6 +278,7 @@ class Serializer:
         if not outstanding or outstanding[0].entry.end > end:
             return
         deliver, max_trades, now_us = self._ledger.deliver, self._seen.max_trades, now_ns // 1000
+        rare = bool(self._refused or self._deferred)
         latencies_us: list[int] = []
         done = 0
         entry = outstanding[0].entry
@@ -290,12 +291,15 @@ class Serializer:
             if admitted:
                 deliver(admitted, origin, cause, now_us, max_trades, sequence)
                 latency_us = (now_ns - received_ns) // 1000
-                latencies_us += (latency_us,) * len(entry[3])
+                if len(entry[3]) == 1:
+                    latencies_us.append(latency_us)
+                else:
+                    latencies_us += (latency_us,) * len(entry[3])
             for tell in settle:
                 tell(self._ledger)
-            for index in self._refused.pop(entry.end, ()) if self._refused else ():
-                self._miss(admitted[index], now_us)
-            if self._deferred:
+            if rare:
+                for index in self._refused.pop(entry.end, ()):
+                    self._miss(admitted[index], now_us)
                 self._settle(entry.end)
         if latencies_us:
             self._counters.add(Field.DELIVERED_TRADES, len(latencies_us))

@@ -26,6 +26,7 @@ from pathlib import Path
 from feedmono import (
     alarms,
     events,
+    native,
     reload,
     ring,
     samples,
@@ -156,6 +157,7 @@ class Supervisor:
             sink=self.config.sink,
             exchanges=list(self._exchanges),
             state_dir=str(self.config.state_dir),
+            loops=native.describe(),
         )
         self._listener.bind(self.config.http)
         systemd.notify(systemd.READY)
