@@ -156,7 +156,7 @@ class Binance(Dialect):
     )
     essential = ("t", "p", "q", "T")
     recorded_symbol = "BTCUSDT"
-    default_variant = COMBINED_MS
+    default_variant = COMBINED_US
 
     def __init__(self, venue: Venue) -> None:
         super().__init__(venue)
