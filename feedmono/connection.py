@@ -63,8 +63,11 @@ AGE, SHUTDOWN, MAINTENANCE = "age", "shutdown", "maintenance"
 # measured on loopback); a host's net.core.rmem_max may give less.
 _RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024
 _LOG_BLOCKED_AFTER_S = 1.0
-# Of small frames about eighty: who reads so much goes on at once.
+# Of small frames about eighty: company enough.
 _COMPANY_BYTES = 16 * 1024
+# Between two reads while trades come closer than that: a read costs a hundred times as much as one
+# more frame in it, and a stamp is late by as much.
+_REST_S = 0.002
 
 
 class State(IntEnum):
@@ -154,8 +157,6 @@ class _Life:
     """Those that the session was told to subscribe."""
     cutter: framing.FrameCutter
     opened_s: float
-    read_s: float
-    """When something was read last."""
     old_s: float
     """When it is to be replaced."""
     frames: int = 0
@@ -170,6 +171,12 @@ class _Life:
     """What the exchange said last."""
     blocked_s: float = 0.0
     """For how long the ring had no room."""
+    traded_s: float = -math.inf
+    """When trades were read last."""
+    untold_bytes: int = 0
+    """How much was read since the last `publish`,"""
+    tell_s: float = math.inf
+    """and when the next one is due."""
     refused: set[str] = field(default_factory=set)
     left: list[str] = field(default_factory=list)
     """Symbols whose subscriptions ended, to be told behind the batch at hand."""
@@ -218,10 +225,10 @@ class Connection:
         """:param number: of the connection within the exchange; stands in each ring record.
         :param ws_url: scheme, host, port; the session appends the path.
         :param limiter: shared by all connections of the exchange.
-        :param publish: called once for all that one round of reading has delivered.
-        :param linger_s: how long at least from one round of reading to the next: at low rates a
-            round costs a hundred times as much as one more frame. What comes after a silence of
-            twice as long, and what follows it, is taken at once.
+        :param publish: called when what was delivered is to be worked on.
+        :param linger_s: how long that may wait for company: to wake up whoever works on it costs a
+            hundred times as much as one more frame. What comes after a silence of twice as long
+            does not wait, nor do `_COMPANY_BYTES`.
         :param delay_s: how long the first attempt waits.
         """
         self.number = number
@@ -338,13 +345,14 @@ class Connection:
         with contextlib.closing(wire):
             now = self._clock()
             cutter = framing.FrameCutter(self._limits.frame_limit_bytes)
-            life = _Life(wire, session, symbols, cutter, now, now, now + self._age_limit_s())
+            life = _Life(wire, session, symbols, cutter, now, now + self._age_limit_s())
             self._watch.open(now)
             self._enter(State.SUBSCRIBING)
             self._log.info("connected", url=self._ws_url, peer=wire.peer)
             try:
                 self._flow(life)
             except Ended as ended:
+                self._tell(life)
                 self._say_farewell(life, ended)
                 self._log_end(
                     "disconnected",
@@ -405,7 +413,7 @@ class Connection:
                 self._send_due(life, now)
             if watch.ping_due(now):
                 wire.send(framing.PING, b"", SEND_LIMIT_S, self._wake)
-            until = min(session.next_poll_s(), watch.next_s(), life.next_s())
+            until = min(session.next_poll_s(), watch.next_s(), life.next_s(), life.tell_s)
             if life.pong is not None:
                 self._send_pong(life, now)
                 until = min(until, life.pong_after_s)
@@ -415,6 +423,8 @@ class Connection:
             now = self._clock()
             if readable:
                 self._read(life, now, self._linger_s)
+            elif now >= life.tell_s:
+                self._tell(life)
             elif watch.is_silent(now):
                 raise Ended("silent", f"not a byte for {self._limits.silence_limit_s:g} s")
             if watch.is_stale(now):
@@ -459,7 +469,7 @@ class Connection:
     def _read(self, life: _Life, now: float, linger_s: float = 0.0) -> None:
         """Takes what has arrived: answers a ping, delivers, and only then ends, if it must.
 
-        :param linger_s: how long what comes next may wait for company.
+        :param linger_s: how long it may wait for company.
         """
         data = life.wire.read()
         received_ns = time.time_ns()
@@ -485,12 +495,24 @@ class Connection:
         if cut.error is not None and life.ended is None:
             reason = "too large" if isinstance(cut.error, framing.TooLarge) else "protocol error"
             life.ended = Ended(reason, str(cut.error), code=cut.error.code)
-        self._publish()
+        since_s = math.inf
+        if has_data:
+            since_s = now - life.traded_s
+            life.traded_s = now
+        company = since_s < 2 * linger_s
+        life.untold_bytes += len(data)
+        life.tell_s = min(life.tell_s, now + linger_s)
+        if not company or life.untold_bytes >= _COMPANY_BYTES or now >= life.tell_s:
+            self._tell(life)
         self._raise_end(life)
-        soon = now - life.read_s < 2 * linger_s
-        life.read_s = now
-        if soon and has_data and len(data) < _COMPANY_BYTES:
-            self._wake.wait(linger_s)
+        if company and since_s < 2 * _REST_S and len(data) < _COMPANY_BYTES:
+            self._wake.wait(min(linger_s, _REST_S))
+
+    def _tell(self, life: _Life) -> None:
+        """Has everything that was delivered worked on."""
+        life.untold_bytes = 0
+        life.tell_s = math.inf
+        self._publish()
 
     def _take(self, life: _Life, messages: list[bytes], received_ns: int, now: float) -> bool:
         """Delivers the messages but for known control ones; whether there was data."""

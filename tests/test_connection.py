@@ -96,20 +96,49 @@ def test_a_batch_carries_the_time_of_its_read(tmp_path: Path) -> None:
     assert len(set(times)) == 2
 
 
-def test_what_follows_closely_waits_for_company_and_is_taken_in_one_round(tmp_path: Path) -> None:
+def test_what_follows_closely_waits_for_company_and_keeps_its_own_time(tmp_path: Path) -> None:
     def script(peer: Peer, number: int) -> None:
         welcome(peer)
-        peer.send(frame(b"trade 1"))
-        desk.wait(lambda: len(desk.delivered) == 1)
-        for each in range(2, 6):
+        for each in range(1, 6):
             peer.send(frame(b"trade %d" % each))
+            desk.wait(lambda each=each: len(desk.delivered) == each)  # type: ignore[misc]
         peer.hold()
 
     desk = Desk()
     with Server(script) as server, running(tmp_path, server.url, desk, linger_s=2.0):
-        desk.wait(lambda: len(desk.delivered) == 5)
+        desk.wait(lambda: 5 in desk.told)
     assert desk.payloads == [b"trade %d" % number for number in range(1, 6)]
-    assert len({d.received_ns for d in desk.delivered[1:]}) == 1
+    assert desk.told == [1, 5], "the first had no company to expect"
+    assert len({d.received_ns for d in desk.delivered}) == 5
+
+
+def test_much_at_once_is_company_enough(tmp_path: Path) -> None:
+    def script(peer: Peer, number: int) -> None:
+        welcome(peer)
+        peer.send(frame(b"trade 1"))
+        desk.wait(lambda: len(desk.delivered) == 1)
+        peer.send(wire(trades(2, 2000)))
+        peer.hold()
+
+    desk = Desk()
+    with Server(script) as server, running(tmp_path, server.url, desk, linger_s=60.0):
+        desk.wait(lambda: len(desk.told) > 1)
+
+
+def test_what_waits_for_company_does_not_wait_for_the_next_connection(tmp_path: Path) -> None:
+    def script(peer: Peer, number: int) -> None:
+        welcome(peer)
+        if not number:
+            for each in range(1, 4):
+                peer.send(frame(b"trade %d" % each))
+                desk.wait(lambda each=each: len(desk.delivered) == each)  # type: ignore[misc]
+            return
+        peer.hold()
+
+    desk = Desk()
+    with Server(script) as server, running(tmp_path, server.url, desk, linger_s=60.0):
+        desk.wait(lambda: desk.reconnects == ["lost"])
+        assert desk.told[-1] == 3
 
 
 def test_a_stop_cuts_the_waiting_for_company_short(tmp_path: Path) -> None:

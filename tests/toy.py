@@ -226,6 +226,8 @@ class Desk:
         self._changed = threading.Condition()
         self.room = room
         self.delivered: list[Delivered] = []
+        self.told: list[int] = []
+        """How many were delivered at each `publish` that told of more."""
         self.states: list[State] = []
         self.reconnects: list[str] = []
         self.agings: list[str] = []
@@ -266,6 +268,12 @@ class Desk:
             self.delivered += [Delivered(frame, received_ns, binary) for frame in frames[:taken]]
             self._changed.notify_all()
             return taken
+
+    def publish(self) -> None:
+        with self._changed:
+            if len(self.delivered) > (self.told[-1] if self.told else 0):
+                self.told.append(len(self.delivered))
+            self._changed.notify_all()
 
     def state(self, number: int, state: State) -> None:
         with self._changed:
@@ -406,7 +414,7 @@ def make(
         config or limits(),
         limiter,
         desk.deliver,
-        lambda: None,
+        desk.publish,
         desk,
         log.get(exchange=exchange.name),
         random=dice or Dice(),
