@@ -159,6 +159,12 @@ def configure(
     )
 
 
+def begin_child() -> None:
+    """Right after a fork that goes on logging to the same place: what was held back so far is the
+    parent's to tell."""
+    _outlet.begin(_outlet.target)
+
+
 def set_level(level: str, style: str) -> None:
     """Changes level and format of the running process, for all loggers that there are."""
     _outlet.target = replace(_outlet.target, level=level, style=style)

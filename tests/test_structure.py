@@ -53,6 +53,7 @@ LEVELS = [
         "metadata",
         "normalizer",
         "workers",
+        "apart",
         "backfill",
         "coverage",
         "sinks",

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from confluent_kafka import KafkaException, Producer
 
-from feedmono import resources
+from feedmono import apart, resources
 from feedmono.config import KafkaConfig
 from feedmono.log import Log
 from feedmono.sinks import kafka_topics
@@ -29,7 +29,6 @@ from feedmono.sinks.kafka_dead import Copies, DeadLetters
 from feedmono.sinks.kafka_message import Failure, Layout, Outgoing, Pending
 from feedmono.sinks.kafka_resend import Resender
 from feedmono.sinks.kafka_topics import Creation, Limits, Topics
-from feedmono.sinks.registry import RegistryTrouble, SchemaRegistry
 
 QUEUE_MESSAGES = 100_000
 QUEUE_KBYTES = 64 * 1024
@@ -39,6 +38,8 @@ _LEAST_MESSAGE_BYTES = 1000
 # A topic that is missing fails its messages after this time (30 s by default), and is then
 # created again; until then they wait in the producer.
 _MISSING_TOPIC_MS = 5000
+# Some requests, each of which has a shorter limit of its own.
+_REGISTRY_LIMIT_S = 30.0
 _FLUSH_S = 0.05
 _CLOSE_S = 2.0
 _STALLED_S = 5.0
@@ -99,7 +100,7 @@ class KafkaSink(Sink):
         if self._prefixes is None:
             try:
                 self._prefixes = self._register()
-            except RegistryTrouble as error:
+            except apart.Failed as error:
                 problems.append(str(error))
         if self._limits is None:
             try:
@@ -117,18 +118,11 @@ class KafkaSink(Sink):
 
     def _register(self) -> tuple[bytes, bytes]:
         """What stands before a trade's and a coverage's Avro encoding."""
-        registry = SchemaRegistry(self._config.schema_registry_url)
-
-        def prefix(topic: str, name: str) -> bytes:
-            schema = resources.path("schemas", f"{name}.avsc").read_text(encoding="utf-8")
-            number = registry.register(f"{topic}-value", schema, self._log)
-            return b"\0" + number.to_bytes(4, "big")
-
-        try:
-            trades = prefix(self._topics.trades, "trade")
-            return trades, prefix(self._topics.coverage, "coverage")
-        finally:
-            registry.close()
+        url, topics = self._config.schema_registry_url, self._topics
+        schemas = {topics.trades: "trade", topics.coverage: "coverage"}
+        ids = partial(_register_schemas, url, schemas, self._log)
+        trades, coverage = apart.call("schema registry", ids, _REGISTRY_LIMIT_S)
+        return _prefix(trades), _prefix(coverage)
 
     def _start(self, trade_prefix: bytes, coverage_prefix: bytes, limits: Limits) -> None:
         topics = self._topics
@@ -387,3 +381,25 @@ class KafkaSink(Sink):
             return ""
         reason = self._client_log.last_error or "no reason is known yet"
         return f"the Kafka broker {self._config.bootstrap_servers} acknowledges nothing: {reason}"
+
+
+def _register_schemas(url: str, schemas: Mapping[str, str], log: Log) -> list[int]:
+    """The ids of the schemas, by name, of the topics' values. In a process of its own, since the
+    registry's client takes 15 MiB that are of no use any more when the ids are known.
+
+    :raises RegistryTrouble: the registry does not give them.
+    """
+    from feedmono.sinks.registry import SchemaRegistry  # noqa: PLC0415
+
+    registry = SchemaRegistry(url)
+    ids = []
+    for topic, name in schemas.items():
+        schema = resources.path("schemas", f"{name}.avsc").read_text(encoding="utf-8")
+        ids.append(registry.register(f"{topic}-value", schema, log))
+    registry.close()
+    return ids
+
+
+def _prefix(schema_id: int) -> bytes:
+    """What stands before an Avro encoding."""
+    return b"\0" + schema_id.to_bytes(4, "big")
