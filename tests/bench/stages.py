@@ -151,7 +151,7 @@ def whole(folder: Path, reader: object, canonical: Mapping[str, str]) -> Callabl
     normalizer = Normalizer(exchange, names, seen, backfill, counters, log.get())
     parts = serializer.Parts(normalizer, seen, backfill, _null_sink(), ledger, News(1e9))
     # A commit by the clock would come more often under valgrind than elsewhere.
-    serializer.COMMIT_S = math.inf
+    serializer.COMMIT_S = serializer._COMMIT_SOON_S = math.inf
     loop = serializer.Serializer(reader, parts, counters, window=1_000_000)
 
     def take() -> None:
