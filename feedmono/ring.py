@@ -188,6 +188,9 @@ class Ring:
             raise ForeignRingError(f"ring {path}: layout {version}, known is {layout.VERSION}")
         if zlib.crc32(layout.STATIC.pack(*fields)) != crc:
             raise ForeignRingError(f"ring {path}: its header is damaged")
+        # Whoever forged the header can forge its crc as well.
+        if capacity % 4096 or capacity < layout.MIN_CAPACITY_BYTES:
+            raise ForeignRingError(f"ring {path}: no ring has {capacity} B")
         if size_bytes != HEADER_BYTES + capacity:
             raise ForeignRingError(f"ring {path}: {size_bytes} B are not header and {capacity} B")
         self.capacity_bytes: int = capacity
@@ -583,6 +586,8 @@ class RingReader(Ring):
             return []
         records: list[Record] = []
         position, last = self._position, self._last_sequence
+        # Whatever the cursor says, there is no more than a lap to look at.
+        committed = min(committed, position + self.capacity_bytes)
         if position < self._old_end:
             committed = self._old_end
         if self._searched is not None:

@@ -111,4 +111,4 @@ def cursor_word(position: int) -> int:
 def cursor_position(word: int) -> int | None:
     """The position in a word, or None if its check bits do not fit."""
     position = word & _POSITION_MASK
-    return position if cursor_word(position) == word else None
+    return position if cursor_word(position) == word and not position % ALIGNMENT else None

@@ -316,6 +316,14 @@ def test_a_field_that_its_place_can_not_hold_is_refused(
     assert data[:] == bytes(HEADER_BYTES + CAPACITY)
 
 
+def test_sequences_do_not_begin_again(twin: Frames) -> None:
+    data = memory()
+    with pytest.raises((OverflowError, struct.error)):
+        append(twin, data, [b"x", b"y"], sequence=(1 << 64) - 1)
+    assert data[:] == bytes(HEADER_BYTES + CAPACITY)
+    assert append(twin, data, [b"x"], sequence=(1 << 64) - 1)[0] == 1
+
+
 @frame_twins.NEEDS_NATIVE
 def test_arguments_of_another_type_are_refused_by_the_extension() -> None:
     data, wrong = memory(), [1, "text", None, bytearray(b"x"), memoryview(b"x")]

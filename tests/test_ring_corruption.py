@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +29,14 @@ from feedmono.ring_layout import (
     HEADER_BYTES,
     MIN_CAPACITY_BYTES,
     NEXT_SEQUENCE_WORD,
+    PAD,
     RECORD_BYTES,
+    RECORD_FRONT,
+    RECORD_REST,
+    STATIC,
     Record,
+    cursor_position,
+    cursor_word,
     record_bytes,
 )
 
@@ -352,6 +359,47 @@ def test_any_damage_is_survived_and_what_comes_later_is_delivered(
             assert {r.payload for r in started.records} <= some.genuine
         except Exception as error:
             raise AssertionError(f"failed with seed {seed}") from error
+
+
+@pytest.mark.parametrize("capacity", [0, 8, 100, 4096, CAPACITY + 8])
+def test_a_header_with_a_capacity_that_no_ring_has_is_none_of_ours(
+    tmp_path: Path, capacity: int
+) -> None:
+    """Even if its crc fits."""
+    path = tmp_path / "x.ring"
+    ring.create(path, CAPACITY)
+    data = bytearray(path.read_bytes()[: HEADER_BYTES + capacity])
+    data += bytes(HEADER_BYTES + capacity - len(data))
+    fields = list(STATIC.unpack_from(data))
+    fields[2:4] = 0, capacity
+    fields[2] = zlib.crc32(STATIC.pack(*fields))
+    STATIC.pack_into(data, 0, *fields)
+    path.write_bytes(data)
+    for opened in (RingReader, RingWriter):
+        with pytest.raises(ring.ForeignRingError, match="no ring has"):
+            opened(path)
+
+
+def test_a_cursor_inside_a_record_is_a_damaged_one() -> None:
+    assert cursor_position(cursor_word(40)) == 40
+    assert cursor_position(cursor_word(36)) is None
+
+
+def test_a_cursor_far_ahead_is_followed_for_one_lap(tmp_path: Path) -> None:
+    """A lap that is one filling, round and round: no record would ever end the search."""
+    path = tmp_path / "x.ring"
+    ring.create(path, CAPACITY)
+    reader = RingReader(path)
+    data = bytearray(path.read_bytes())
+    rest = RECORD_REST.pack(1, 0, 0, PAD, 0, 0)
+    RECORD_FRONT.pack_into(data, HEADER_BYTES, CAPACITY - RECORD_BYTES, zlib.crc32(rest))
+    data[HEADER_BYTES + 8 : HEADER_BYTES + RECORD_BYTES] = rest
+    word = cursor_word(CAPACITY * 2**30).to_bytes(8, "little")
+    data[COMMITTED_WORD * 8 : COMMITTED_WORD * 8 + 8] = word
+    with path.open("r+b") as file:
+        file.write(data)
+    assert reader.read(10, 1 << 20) == []
+    assert reader.position == CAPACITY
 
 
 def test_a_ring_is_opened_with_a_clock_that_was_set_back(

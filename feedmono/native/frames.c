@@ -213,9 +213,15 @@ append_records(PyObject *Py_UNUSED(module), PyObject *args)
     PyObject *sequence = PySequence_Fast(payloads, "payloads must be a sequence");
     if (sequence == NULL)
         goto release;
+    Py_ssize_t count = PySequence_Fast_GET_SIZE(sequence);
+    if (count && fields.sequence > UINT64_MAX - (uint64_t)(count - 1)) {
+        PyErr_SetString(PyExc_OverflowError, "sequences have 64 bits");
+        Py_DECREF(sequence);
+        goto release;
+    }
     Py_ssize_t taken =
         put_records(&lap, &position, limit, largest, &fields,
-                    PySequence_Fast_ITEMS(sequence), PySequence_Fast_GET_SIZE(sequence));
+                    PySequence_Fast_ITEMS(sequence), count);
     Py_DECREF(sequence);
     /* Whoever sees the cursor that is stored after this sees the records too. */
     atomic_thread_fence(memory_order_release);

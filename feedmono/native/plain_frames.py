@@ -148,7 +148,7 @@ def read(
             break
         size, crc, sequence, received_ns, connection, kind, flags, _ = unpack(data, at)
         behind = at + RECORD_BYTES + size
-        if behind > stop or sequence <= last_sequence or not PAD < kind <= EVENT:
+        if behind + 7 & -8 > stop or sequence <= last_sequence or not PAD < kind <= EVENT:
             break
         body = data[at + _CRC_FROM : behind]
         if crc32(body) != crc:

@@ -262,7 +262,9 @@ static PyObject *new_head(Encoder *self, PyObject *symbol, PyObject *name)
     PyObject *head = text == NULL ? NULL : PyUnicode_AsLatin1String(text);
     Py_XDECREF(text);
     if (head == NULL) {
-        PyErr_Clear();
+        /* The encoder in Python will say what is wrong; Ctrl-C is not its to say. */
+        if (PyErr_ExceptionMatches(PyExc_Exception))
+            PyErr_Clear();
         return NULL;
     }
     if (PyDict_GET_SIZE(self->heads) >= MAX_SYMBOLS)
