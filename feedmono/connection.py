@@ -227,8 +227,8 @@ class Connection:
         :param limiter: shared by all connections of the exchange.
         :param publish: called when what was delivered is to be worked on.
         :param linger_s: how long that may wait for company: to wake up whoever works on it costs a
-            hundred times as much as one more frame. What comes after a silence of twice as long
-            does not wait, nor do `_COMPANY_BYTES`.
+            hundred times as much as one more frame. What comes after a silence of as long, so
+            that no company is to be expected, does not wait, nor do `_COMPANY_BYTES`.
         :param delay_s: how long the first attempt waits.
         """
         self.number = number
@@ -499,7 +499,7 @@ class Connection:
         if has_data:
             since_s = now - life.traded_s
             life.traded_s = now
-        company = since_s < 2 * linger_s
+        company = since_s < linger_s
         life.untold_bytes += len(data)
         life.tell_s = min(life.tell_s, now + linger_s)
         if not company or life.untold_bytes >= _COMPANY_BYTES or now >= life.tell_s:
