@@ -26,6 +26,14 @@ def test_the_first_hand_over_is_watched_closely_and_less_so_the_longer_it_takes(
     assert waits[-1] == USUAL_S
 
 
+def test_an_outage_of_any_length_is_looked_through() -> None:
+    watch, pending = AckWatch(), handed(BEGIN)
+    assert watch.look_s(pending, BEGIN, USUAL_S) == LOOK_S
+    for look in range(100_000):
+        watch.looked(BEGIN + look)
+        assert 0.0 < watch.look_s(pending, BEGIN + look, USUAL_S) <= USUAL_S
+
+
 def test_what_is_watched_was_stored_when_it_was_seen() -> None:
     watch, pending = AckWatch(), handed(BEGIN)
     watch.look_s(pending, BEGIN, USUAL_S)

@@ -15,6 +15,7 @@ WATCH_NS = 200_000_000
 """From one hand-over that is watched to the next."""
 LOOK_S = 0.001
 """How soon the one that is watched is looked at first; then twice as late each time."""
+_LONGEST_S = 1.0
 
 
 class AckWatch:
@@ -24,7 +25,7 @@ class AckWatch:
     def __init__(self) -> None:
         self._watched: Pending | None = None
         self._next_ns = -math.inf
-        self._looks = 0
+        self._pause_s = LOOK_S
         self._looked_ns = 0
         self._took_ns = 0
 
@@ -40,12 +41,12 @@ class AckWatch:
     def looked(self, now_ns: int) -> None:
         """All that was complete at that time has been asked about."""
         self._looked_ns = now_ns
-        self._looks += 1
+        self._pause_s = min(self._pause_s * 2.0, _LONGEST_S)
 
     def look_s(self, newest: Pending, now_ns: int, usual_s: float) -> float:
         """How long until the next look; *newest* was handed over just now, or earlier."""
         if self._watched is None:
             if self._next_ns - WATCH_NS <= now_ns < self._next_ns:
                 return usual_s
-            self._watched, self._looks = newest, 0
-        return min(LOOK_S * 2.0**self._looks, usual_s)
+            self._watched, self._pause_s = newest, LOOK_S
+        return min(self._pause_s, usual_s)
