@@ -214,8 +214,16 @@ class Server:
             self._process.wait(30)
 
     def stop_signal(self) -> None:
-        """SIGSTOP: it holds its connections and answers nothing."""
+        """SIGSTOP: it holds its connections and answers nothing from now on."""
         self._signal(signal.SIGSTOP)
+        eventually(self._is_stopped, 10, f"every thread of {self.name} is stopped")
+
+    def _is_stopped(self) -> bool:
+        if not self.running:
+            return True
+        assert self._process is not None
+        tasks = Path(f"/proc/{self._process.pid}/task")
+        return all(" T " in (task / "stat").read_text() for task in tasks.iterdir())
 
     def continue_signal(self) -> None:
         """SIGCONT."""

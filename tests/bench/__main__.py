@@ -264,8 +264,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # Whoever ends it, its processes end with it.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Whoever ends it, its processes end with it. A shell's background job ignores SIGINT at first.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         sys.exit(main())
     except KeyboardInterrupt:
