@@ -233,7 +233,7 @@ def _capture(load: Callable[[], Config], for_s: float | None) -> int:
 
     display = Display()
     if sys.stdout.isatty():
-        from feedmono.table import LiveTable  # noqa: PLC0415
+        from feedmono.commands.table import LiveTable  # noqa: PLC0415
 
         display = LiveTable()
     level, style = config.log.level, config.log.format
@@ -246,7 +246,7 @@ def _capture(load: Callable[[], Config], for_s: float | None) -> int:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from feedmono import demo  # noqa: PLC0415
+    from feedmono.commands import demo  # noqa: PLC0415
 
     # First without the simulators: a mistake in the configuration is told at once.
     config = _load(args, demo.overrides(os.environ)).config
@@ -267,14 +267,14 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from feedmono import check  # noqa: PLC0415
+    from feedmono.commands import check  # noqa: PLC0415
 
     loaded = _load(args)
     shown = check.render(loaded, args.format)
     if not args.online:
         print(shown)
         return 0
-    from feedmono import probes  # noqa: PLC0415
+    from feedmono.commands import probes  # noqa: PLC0415
 
     results = probes.probe(loaded.config)
     tried = check.render_probes(results, args.format)
@@ -301,7 +301,7 @@ def _status(args: argparse.Namespace) -> int:
         return 0
     from rich.console import Console  # noqa: PLC0415
 
-    from feedmono import table  # noqa: PLC0415
+    from feedmono.commands import table  # noqa: PLC0415
 
     console = Console()
     console.print(table.render(state))
@@ -323,13 +323,16 @@ def _nothing_runs(config: Config) -> str:
 
 
 def _top(args: argparse.Namespace) -> int:
-    from feedmono import top  # noqa: PLC0415
+    from feedmono.commands import top  # noqa: PLC0415
 
     return top.run(_load(args).config.state_dir)
 
 
 def _report(args: argparse.Namespace) -> int:
-    from feedmono import report, report_html, report_text, supervisor  # noqa: PLC0415
+    from feedmono import supervisor  # noqa: PLC0415
+    from feedmono.report import html as report_html  # noqa: PLC0415
+    from feedmono.report import report  # noqa: PLC0415
+    from feedmono.report import text as report_text  # noqa: PLC0415
 
     config = _load(args).config
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -362,7 +365,7 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _reload(args: argparse.Namespace) -> int:
-    from feedmono import reload  # noqa: PLC0415
+    from feedmono.supervision import reload  # noqa: PLC0415
 
     try:
         outcome = reload.request(_load(args).config.state_dir)
@@ -379,7 +382,7 @@ def _reload(args: argparse.Namespace) -> int:
 
 
 def _tail(args: argparse.Namespace) -> int:
-    from feedmono import tail  # noqa: PLC0415
+    from feedmono.commands import tail  # noqa: PLC0415
 
     config = _load(args).config
     if (wanted := _wanted(args, config)) is None:
@@ -424,8 +427,8 @@ def _fail(message: object) -> int:
 
 
 def _ledger(args: argparse.Namespace) -> int:
-    from feedmono import ledger_table  # noqa: PLC0415
-    from feedmono.ledger import LedgerError  # noqa: PLC0415
+    from feedmono.commands import ledger_table  # noqa: PLC0415
+    from feedmono.delivery.ledger import LedgerError  # noqa: PLC0415
 
     config = _load(args).config
     names = [e.name for e in config.enabled_exchanges if args.exchange in (None, e.name)]
@@ -455,8 +458,10 @@ def _ledger(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from feedmono import ledger_table, verify, verify_table  # noqa: PLC0415
-    from feedmono.findings import Result  # noqa: PLC0415
+    from feedmono.commands import ledger_table  # noqa: PLC0415
+    from feedmono.verify import table as verify_table  # noqa: PLC0415
+    from feedmono.verify import verify  # noqa: PLC0415
+    from feedmono.verify.findings import Result  # noqa: PLC0415
 
     config = _load(args).config
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -484,7 +489,9 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from feedmono import compare, compare_source, compare_table  # noqa: PLC0415
+    from feedmono.compare import compare  # noqa: PLC0415
+    from feedmono.compare import source as compare_source  # noqa: PLC0415
+    from feedmono.compare import table as compare_table  # noqa: PLC0415
 
     kafka = _load(args).config.kafka
     try:

@@ -13,19 +13,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from feedmono import log as logs
-from feedmono import messages, metadata, ring, ring_layout, workers
+from feedmono import messages, ring, ring_layout, workers
 from feedmono.config import Config, ConnectionsConfig
-from feedmono.connection import Connection
 from feedmono.counters import Counters, Field
-from feedmono.errands import Errands
 from feedmono.exchanges import load
 from feedmono.exchanges.base import spread
 from feedmono.heartbeat import Pulse
-from feedmono.limiter import AttemptLimiter
 from feedmono.log import Log
-from feedmono.pace import RestPace
-from feedmono.rest import REQUEST_LIMIT_S
-from feedmono.slots import Numbers, Slot
+from feedmono.network import metadata
+from feedmono.network.connection import Connection
+from feedmono.network.errands import Errands
+from feedmono.network.limiter import AttemptLimiter
+from feedmono.network.pace import RestPace
+from feedmono.network.rest import REQUEST_LIMIT_S
+from feedmono.network.slots import Numbers, Slot
 
 # How long the connections may take to say goodbye; their sockets have shorter limits.
 _STOP_LIMIT_S = 5.0
@@ -399,7 +400,7 @@ class Process:
         if self._ring.append((payload,), ring_layout.EVENT, connection, time.time_ns()):
             self._publish()
 
-    # What the slots tell, see `feedmono.slots.Owner`.
+    # What the slots tell, see `feedmono.network.slots.Owner`.
 
     def count(self, field: Field, amount: int = 1) -> None:
         self._counters.add(field, amount)

@@ -4,8 +4,8 @@ This is the middle of the program. `Serializer.step` is one round of it: what th
 acknowledged is written into the ledger and then frees the ring; what the ring holds is decoded,
 normalized and handed to the sink. At most ``window`` records are ahead of the oldest one that is
 not in the ledger: that is what a crash can double, since the successor starts at the ledger's
-position. `feedmono.normalizer` is what happens to one record, `feedmono.backfill` what is asked for
-by REST.
+position. `feedmono.delivery.normalizer` is what happens to one record,
+`feedmono.delivery.backfill` what is asked for by REST.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from typing import NamedTuple
 
 from feedmono import log as logs
 from feedmono import messages, ring, workers
-from feedmono.backfill import DEAD, Backfill, Settle
 from feedmono.config import Config
 from feedmono.counters import (
     NO_OFFSET,
@@ -35,19 +34,20 @@ from feedmono.counters import (
     Field,
     Histogram,
 )
-from feedmono.coverage import News
+from feedmono.delivery.backfill import DEAD, Backfill, Settle
+from feedmono.delivery.coverage import News
+from feedmono.delivery.ledger import Ledger, LedgerError
+from feedmono.delivery.lowest import Lowest
+from feedmono.delivery.normalizer import Normalizer, Taken
+from feedmono.delivery.seen import Seen
+from feedmono.delivery.throttle import Throttle
 from feedmono.exchanges import load
 from feedmono.exchanges.base import PageRequest
 from feedmono.heartbeat import BEAT_S
-from feedmono.ledger import Ledger, LedgerError
 from feedmono.log import Log
-from feedmono.lowest import Lowest
-from feedmono.metadata import CanonicalSymbols
-from feedmono.normalizer import Normalizer, Taken
+from feedmono.network.metadata import CanonicalSymbols
 from feedmono.ring_layout import Record
-from feedmono.seen import Seen
 from feedmono.sinks.base import Entry, Frame, Sink, SinkFailed, SinkStats
-from feedmono.throttle import Throttle
 from feedmono.trade import STREAM, Trade
 
 # Four times as many are no cheaper, and leave the caches: 18 µs a trade instead of 16.

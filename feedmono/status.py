@@ -12,11 +12,11 @@ import socket
 import time
 
 from feedmono.config import Config
-from feedmono.health import Health, Judge, alive_json, alive_text, ready_json, ready_text
-from feedmono.httpd import Request, Response, Server, plain
 from feedmono.log import Log
-from feedmono.metrics import Exporter
-from feedmono.observer import Observer, View
+from feedmono.web.health import Health, Judge, alive_json, alive_text, ready_json, ready_text
+from feedmono.web.httpd import Request, Response, Server, plain
+from feedmono.web.metrics import Exporter
+from feedmono.web.observer import Observer, View
 
 BEAT_S = 2.0
 DEFAULT_MINUTES = 60
@@ -96,7 +96,7 @@ class Site:
         return Response(200 if well else 503, _JSON if as_json else _TEXT, text.encode())
 
     def _page(self, request: Request) -> Response:
-        from feedmono import page  # noqa: PLC0415  only who looks at it pays for it
+        from feedmono.web import page  # noqa: PLC0415  only who looks at it pays for it
 
         if request.path == "/":
             return Response(200, _HTML, page.html())
@@ -109,7 +109,7 @@ class Site:
         return plain(404, "not here: /, /metrics, /healthz, /readyz\n")
 
     def _history(self, minutes: str) -> Response:
-        from feedmono import page  # noqa: PLC0415  as above
+        from feedmono.web import page  # noqa: PLC0415  as above
 
         if not minutes.isascii() or not minutes.isdecimal() or int(minutes[:9]) < 1:
             return plain(400, "minutes: a whole number from 1\n")

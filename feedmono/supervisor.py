@@ -23,28 +23,17 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from feedmono import (
-    alarms,
-    events,
-    native,
-    reload,
-    ring,
-    samples,
-    serializer,
-    snapshot,
-    statelock,
-    systemd,
-    workers,
-)
+from feedmono import events, native, ring, serializer, workers
 from feedmono import log as logs
-from feedmono.children import RELOAD, RING, Child
 from feedmono.config import Config, ConfigError, ExchangeConfig
 from feedmono.counters import Counters
-from feedmono.listener import Listener
 from feedmono.log import Log
-from feedmono.processes import Processes, Usage, open_files_limit
-from feedmono.rings import Rings
-from feedmono.served import Mending, Served, check_heart
+from feedmono.supervision import alarms, reload, samples, snapshot, statelock, systemd
+from feedmono.supervision.children import RELOAD, RING, Child
+from feedmono.supervision.listener import Listener
+from feedmono.supervision.processes import Processes, Usage, open_files_limit
+from feedmono.supervision.rings import Rings
+from feedmono.supervision.served import Mending, Served, check_heart
 
 _SAMPLE_S = 1.0
 _SUMMARY_S = 60.0

@@ -68,7 +68,7 @@ class Shared:
     reader_note: Path
     serializer_note: Path
     ledger: Path
-    """What was delivered: `feedmono.ledger`."""
+    """What was delivered: `feedmono.delivery.ledger`."""
     orders: Path
     """What the operator changed since the workers were forked: `Orders`."""
     rest_hold: Path

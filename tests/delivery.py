@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 from instance import Instance, read_avro
 from sim import Sim, wait_until
 
-from feedmono import ledger
 from feedmono.counters import Counters, Field
-from feedmono.ids import Ids
+from feedmono.delivery import ledger
+from feedmono.delivery.ids import Ids
 from feedmono.ring import Ring
 
 

@@ -10,15 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from feedmono import config as configuration
-from feedmono import log, snapshot
-from feedmono.health import Health
-from feedmono.httpd import Server
-from feedmono.ledger import Ledger
-from feedmono.observer import View
-from feedmono.samples import Store
-from feedmono.snapshot import Disk, ExchangeStatus, Snapshot, Tree, WorkerStatus
+from feedmono import log
+from feedmono.delivery.ledger import Ledger
 from feedmono.status import Site
+from feedmono.supervision import snapshot
+from feedmono.supervision.samples import Store
+from feedmono.supervision.snapshot import Disk, ExchangeStatus, Snapshot, Tree, WorkerStatus
 from feedmono.trade import BUY, STREAM, Trade
+from feedmono.web.health import Health
+from feedmono.web.httpd import Server
+from feedmono.web.observer import View
 
 # The page mistrusts a state that is older than some seconds. That of a test is taken a minute
 # ahead, so that a slow machine does not age it.

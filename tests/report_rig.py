@@ -11,11 +11,11 @@ from pathlib import Path
 
 from test_status import status
 
-from feedmono.report import Act, Line, Report, Target, Validation
-from feedmono.report_check import Checked
-from feedmono.samples import Row
-from feedmono.samples_row import COUNTED
-from feedmono.snapshot import Alarm, Disk, ExchangeStatus, Snapshot, Tree, WorkerStatus
+from feedmono.report.check import Checked
+from feedmono.report.report import Act, Line, Report, Target, Validation
+from feedmono.supervision.samples import Row
+from feedmono.supervision.samples_row import COUNTED
+from feedmono.supervision.snapshot import Alarm, Disk, ExchangeStatus, Snapshot, Tree, WorkerStatus
 
 BEGIN_S = 1_795_392_000.0
 

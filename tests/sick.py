@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from feedmono import cli, reader, serializer
-from feedmono.connection import Connection
+from feedmono.network.connection import Connection
 from feedmono.serializer import Serializer
 
 _FILE = Path(os.environ["SICK_FILE"])

@@ -13,10 +13,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
-from feedmono import config, snapshot
+from feedmono import config
 from feedmono.config import Config
 from feedmono.counters import Counters
-from feedmono.snapshot import ExchangeStatus, Snapshot
+from feedmono.supervision import snapshot
+from feedmono.supervision.snapshot import ExchangeStatus, Snapshot
 from feedmono.workers import Shared
 
 _CHILD = """

@@ -8,12 +8,19 @@ from typing import Any
 
 import pytest
 
-from feedmono.backfill import ANSWER_LIMIT_S, DEAD, GRACE_S, MAX_OUTSTANDING, TAIL_WAITS_S, Backfill
 from feedmono.config import BackfillConfig
+from feedmono.delivery.backfill import (
+    ANSWER_LIMIT_S,
+    DEAD,
+    GRACE_S,
+    MAX_OUTSTANDING,
+    TAIL_WAITS_S,
+    Backfill,
+)
+from feedmono.delivery.ids import State
+from feedmono.delivery.seen import Seen
 from feedmono.exchanges import load
 from feedmono.exchanges.base import Decoded, PageRequest
-from feedmono.ids import State
-from feedmono.seen import Seen
 from feedmono.trade import BACKFILL, STREAM, Trade
 
 HOUR_US = 3_600_000_000

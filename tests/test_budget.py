@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feedmono import config, ring, workers
-from feedmono.budget import LIFT_SHARE, Judge, Use
 from feedmono.config import Budget
 from feedmono.counters import Counters, Field
+from feedmono.delivery.lowest import Lowest
+from feedmono.delivery.throttle import PAUSE_CAP_S, Throttle
 from feedmono.heartbeat import LOOKS, Heart
-from feedmono.lowest import Lowest
-from feedmono.snapshot import Sampler, Workers
-from feedmono.throttle import PAUSE_CAP_S, Throttle
+from feedmono.supervision.budget import LIFT_SHARE, Judge, Use
+from feedmono.supervision.snapshot import Sampler, Workers
 
 MIB = 1 << 20
 WARN = Budget(0.5, "warn", 100 * MIB, 30.0)

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from feedmono import check, exchanges, resources
-from feedmono.check import Probe
+from feedmono import exchanges, resources
+from feedmono.commands import check
+from feedmono.commands.check import Probe
 from feedmono.config import ConfigError, load
-from feedmono.config_keys import keys
+from feedmono.config.keys import keys
 
 SECRET = "geheim-5f3a"
 REPOSITORY = Path(__file__).parent.parent

@@ -18,12 +18,14 @@ from delivery import ids_of, independent, parts, wait_complete
 from instance import Instance, read_avro
 from sim import Sim, wait_until
 
-from feedmono import limiter, log, ring, ring_layout, snapshot, statelock, supervisor
+from feedmono import log, ring, ring_layout, supervisor
+from feedmono.delivery.ids import State
 from feedmono.exchanges.base import Limits
-from feedmono.ids import State
+from feedmono.network import limiter
 from feedmono.ring import RingReader, RingWriter, SalvagedReader
 from feedmono.sinks.segment import list_files
-from feedmono.snapshot import Snapshot
+from feedmono.supervision import snapshot, statelock
+from feedmono.supervision.snapshot import Snapshot
 
 HOUR_S = 3600
 DAY_S = 24 * HOUR_S

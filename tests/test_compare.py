@@ -36,7 +36,7 @@ from compare_rig import (
 )
 from sim import wait_until
 
-from feedmono.compare_result import (
+from feedmono.compare.result import (
     DIFFERENT,
     DOUBLED_A,
     DOUBLED_B,

@@ -11,7 +11,7 @@ from confluent_kafka import Producer
 from kafka_rig import AnyKafka, AnyRegistry, call
 
 from feedmono.avro import generate_encoder, load_schema
-from feedmono.compare_result import DIFFERENT, DOUBLED_B, MISSING_A, MISSING_B
+from feedmono.compare.result import DIFFERENT, DOUBLED_B, MISSING_A, MISSING_B
 
 COUNT = 6000
 

@@ -18,15 +18,15 @@ from compare_rig import START_US, Trade, compare, compared, made, ours, record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feedmono.compare import Options, match
-from feedmono.compare_mapping import FEEDMONO, Place, TradeMapping
-from feedmono.compare_order import Orders, misplaced
-from feedmono.compare_reader import Wish, collect
-from feedmono.compare_result import Latency, Result
-from feedmono.compare_side import BUCKETS
-from feedmono.compare_source import Origin, resolve
-from feedmono.compare_spill import Spill, SpillFull
-from feedmono.compare_trade import NoTrade, taker
+from feedmono.compare.compare import Options, match
+from feedmono.compare.mapping import FEEDMONO, Place, TradeMapping
+from feedmono.compare.order import Orders, misplaced
+from feedmono.compare.reader import Wish, collect
+from feedmono.compare.result import Latency, Result
+from feedmono.compare.side import BUCKETS
+from feedmono.compare.source import Origin, resolve
+from feedmono.compare.spill import Spill, SpillFull
+from feedmono.compare.trade import NoTrade, taker
 from feedmono.config import KafkaConfig
 
 MEMORY_LIMIT_MIB = 300

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from feedmono import exchanges, resources
 from feedmono.config import Config, ConfigError, Loaded, load
-from feedmono.config_keys import Key, keys
-from feedmono.config_text import locate
-from feedmono.config_values import (
+from feedmono.config.keys import Key, keys
+from feedmono.config.text import locate
+from feedmono.config.values import (
     CanonicalSymbols,
     Choice,
     Duration,

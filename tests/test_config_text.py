@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyhocon import ConfigFactory  # type: ignore[import-untyped]
 
-from feedmono.config_text import scan
+from feedmono.config.text import scan
 
 
 def lines(text: str) -> dict[str, int]:

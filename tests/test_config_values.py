@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feedmono.config_values import (
+from feedmono.config.values import (
     DURATION_UNITS_US,
     SIZE_UNITS,
     format_duration,

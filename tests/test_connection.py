@@ -12,8 +12,8 @@ import pytest
 from toy import Desk, Dice, Events, Toy, events, limits, running, trades, welcome, wire
 from wsserver import BINARY, CLOSE, PING, PONG, TEXT, Peer, Server, frame
 
-from feedmono import connection
-from feedmono.connection import AGE_JITTER, FAREWELL_LIMIT_S, PONG_INTERVAL_S, State
+from feedmono.network import connection
+from feedmono.network.connection import AGE_JITTER, FAREWELL_LIMIT_S, PONG_INTERVAL_S, State
 
 __all__ = ["events"]
 

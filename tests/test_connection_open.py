@@ -20,9 +20,9 @@ from cryptography.x509.oid import NameOID
 from toy import Desk, Dice, Events, Toy, events, make, running, trades, welcome, wire
 from wsserver import CLOSE, PONG, TEXT, Peer, Server, accept, answer, frame
 
-from feedmono import connection
-from feedmono.connection import State
-from feedmono.wire import Ended, Opening, Wake, Wire
+from feedmono.network import connection
+from feedmono.network.connection import State
+from feedmono.network.wire import Ended, Opening, Wake, Wire
 
 __all__ = ["events"]
 

@@ -9,9 +9,9 @@ import pytest
 from sim import Sim
 from toy import Desk, Events, events, limits, running
 
-from feedmono.connection import State
 from feedmono.exchanges import load
 from feedmono.exchanges.base import Undecodable
+from feedmono.network.connection import State
 from feedmono.trade import STREAM
 
 __all__ = ["events"]

@@ -14,19 +14,20 @@ from typing import Any
 
 import pytest
 
-from feedmono import ledger, log, messages, ring
-from feedmono.backfill import Backfill
+from feedmono import log, messages, ring
 from feedmono.config import BackfillConfig, Budget, ExchangeConfig, FilesConfig
 from feedmono.counters import Counters
-from feedmono.coverage import News
+from feedmono.delivery import ledger
+from feedmono.delivery.backfill import Backfill
+from feedmono.delivery.coverage import News
+from feedmono.delivery.ids import State
+from feedmono.delivery.ledger import Ledger
+from feedmono.delivery.normalizer import Normalizer
+from feedmono.delivery.seen import Seen
 from feedmono.exchanges import load
 from feedmono.exchanges.base import PageRequest
-from feedmono.ids import State
-from feedmono.ledger import Ledger
-from feedmono.metadata import CanonicalSymbols
-from feedmono.normalizer import Normalizer
+from feedmono.network.metadata import CanonicalSymbols
 from feedmono.ring_layout import EVENT, FRAME, PAGE
-from feedmono.seen import Seen
 from feedmono.serializer import Parts, Serializer
 from feedmono.sinks.files import FilesSink, read_trades
 

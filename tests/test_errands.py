@@ -19,10 +19,10 @@ from sim import Sim, wait_until
 from toy import Events, Reply, RestServer, Toy, events
 
 from feedmono import log, messages, workers
-from feedmono.errands import MAX_QUEUED, Errands, Wishes
 from feedmono.exchanges import load
 from feedmono.exchanges.base import Exchange, PageRequest
-from feedmono.pace import RestPace
+from feedmono.network.errands import MAX_QUEUED, Errands, Wishes
+from feedmono.network.pace import RestPace
 from feedmono.trade import BACKFILL
 
 __all__ = ["events"]

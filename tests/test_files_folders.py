@@ -19,9 +19,10 @@ from sim import Sim
 from test_reload import Reloaded
 
 from feedmono import config as configuration
-from feedmono import ledger, log, workers
+from feedmono import log, workers
 from feedmono.config import FilesConfig
-from feedmono.ledger import MAX_PLACES, Ledger
+from feedmono.delivery import ledger
+from feedmono.delivery.ledger import MAX_PLACES, Ledger
 from feedmono.serializer import open_sink
 from feedmono.sinks.files import FilesSink, count_trades, read_trades
 from feedmono.sinks.kafka import KafkaSink

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wsserver import BINARY, CLOSE, PING, PONG, TEXT, frame
 
-from feedmono.framing import (
+from feedmono.native import Frames
+from feedmono.network.framing import (
     MAX_FRAGMENTS,
     NO_CODE,
     Binary,
@@ -26,7 +27,6 @@ from feedmono.framing import (
     encode_close,
     encode_frame,
 )
-from feedmono.native import Frames
 
 LIMIT_BYTES = 1 << 20
 Event = bytes | Ping | Pong | Binary | Close

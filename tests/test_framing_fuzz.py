@@ -9,8 +9,8 @@ import frame_twins
 import pytest
 from wsserver import frame
 
-from feedmono.framing import FrameCutter, ProtocolError
 from feedmono.native import Frames
+from feedmono.network.framing import FrameCutter, ProtocolError
 
 STREAMS = 100_000
 LIMIT_BYTES = 4096

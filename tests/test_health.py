@@ -15,7 +15,8 @@ from instance import Instance
 from sim import Sim, wait_until
 from status_rig import ask, config_of, exchange_status
 
-from feedmono.health import (
+from feedmono.supervision.snapshot import Alarm, ExchangeStatus, Snapshot
+from feedmono.web.health import (
     SLOT_S,
     SLOTS,
     Health,
@@ -26,8 +27,7 @@ from feedmono.health import (
     ready_text,
     usual_gap_s,
 )
-from feedmono.observer import ExchangeView, SymbolView, View
-from feedmono.snapshot import Alarm, ExchangeStatus, Snapshot
+from feedmono.web.observer import ExchangeView, SymbolView, View
 
 START_S = 1_795_392_281.0  # 2026-11-23T00:04:41Z
 

@@ -8,8 +8,8 @@ from copy import copy
 
 import pytest
 
-from feedmono import ids as ids_module
-from feedmono.ids import UNKNOWN, Edge, Epoch, Hole, Ids, Outcome, State, edge_of, mark_of
+from feedmono.delivery import ids as ids_module
+from feedmono.delivery.ids import UNKNOWN, Edge, Epoch, Hole, Ids, Outcome, State, edge_of, mark_of
 from feedmono.trade import BACKFILL, BUY, MAX_TRADE_ID, SELL, SNAPSHOT, STREAM, Trade
 
 START_US = 1_700_000_000_000_000

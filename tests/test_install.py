@@ -90,7 +90,7 @@ def test_the_installed_program_runs_in_an_empty_folder(wheel: Path, tmp_path: Pa
 
 
 def test_the_image_names_only_variables_commands_and_users_that_exist() -> None:
-    from feedmono.config_keys import keys  # noqa: PLC0415
+    from feedmono.config.keys import keys  # noqa: PLC0415
 
     steps = dockerfile()
     known = {key.variable for key in keys(["binance", "kraken"]).values()}

@@ -18,12 +18,12 @@ from typing import Any, cast
 
 import pytest
 
-from feedmono import ids as ids_module
-from feedmono import ledger as ledger_module
 from feedmono import log
-from feedmono.ids import Edge, Epoch, Hole, Ids, State
-from feedmono.ledger import Content, Ledger, LedgerError, read, read_epochs, read_fills
-from feedmono.seen import Seen
+from feedmono.delivery import ids as ids_module
+from feedmono.delivery import ledger as ledger_module
+from feedmono.delivery.ids import Edge, Epoch, Hole, Ids, State
+from feedmono.delivery.ledger import Content, Ledger, LedgerError, read, read_epochs, read_fills
+from feedmono.delivery.seen import Seen
 from feedmono.trade import BACKFILL, BUY, MAX_TRADE_ID, SNAPSHOT, STREAM, Trade
 
 START_US = 1_700_000_000_000_000

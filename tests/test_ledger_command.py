@@ -15,10 +15,10 @@ import pytest
 from nobody import as_nobody
 
 from feedmono import cli, config, log, workers
-from feedmono.columns import Column, columns_fit
+from feedmono.commands.columns import Column, columns_fit
+from feedmono.commands.ledger_table import look
 from feedmono.config import Config
-from feedmono.ledger import Ledger, LedgerError
-from feedmono.ledger_table import look
+from feedmono.delivery.ledger import Ledger, LedgerError
 from feedmono.trade import BACKFILL, STREAM, Trade
 
 TIME_US = 1_795_392_281_000_000

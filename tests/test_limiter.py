@@ -17,7 +17,7 @@ import pytest
 
 from feedmono import log
 from feedmono.exchanges.base import Limits
-from feedmono.limiter import MAX_HOLD_S, AttemptLimiter, Backoff
+from feedmono.network.limiter import MAX_HOLD_S, AttemptLimiter, Backoff
 
 NOW = 1_800_000_000.0
 WINDOW_S = 100.0
@@ -102,7 +102,7 @@ import time
 from pathlib import Path
 from feedmono import log
 from feedmono.exchanges.base import Limits
-from feedmono.limiter import AttemptLimiter
+from feedmono.network.limiter import AttemptLimiter
 log.configure('error', 'text')
 limits = Limits(1, 10, {WINDOW_S}, 86400, 60, 60, 1, 1, 1000)
 one = AttemptLimiter(Path({str(file)!r}), limits, log.get())

@@ -9,7 +9,7 @@ import pytest
 
 from feedmono import log
 from feedmono.config import HttpConfig
-from feedmono.listener import Listener
+from feedmono.supervision.listener import Listener
 
 
 @pytest.mark.parametrize(

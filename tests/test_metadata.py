@@ -15,12 +15,13 @@ import pytest
 from sim import Sim, wait_until
 from toy import Reply, RestServer
 
-from feedmono import log, metadata, rest, workers
+from feedmono import log, workers
 from feedmono.config import Budget, ExchangeConfig
 from feedmono.exchanges import load
-from feedmono.metadata import CanonicalSymbols
-from feedmono.pace import RestPace
-from feedmono.rest import RestClient, RestError
+from feedmono.network import metadata, rest
+from feedmono.network.metadata import CanonicalSymbols
+from feedmono.network.pace import RestPace
+from feedmono.network.rest import RestClient, RestError
 
 BUDGET = Budget(1, "warn", 1, 30)
 

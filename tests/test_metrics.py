@@ -16,7 +16,7 @@ from promserver import promtool
 from sim import Sim, wait_until
 from status_rig import ask, both, config_of
 
-from feedmono import ledger, log, snapshot
+from feedmono import log
 from feedmono.counters import (
     NO_OFFSET,
     RECONNECT_REASONS,
@@ -25,11 +25,13 @@ from feedmono.counters import (
     Field,
     Histogram,
 )
-from feedmono.health import Judge
-from feedmono.metrics import Exporter
-from feedmono.observer import Observer
-from feedmono.snapshot import Alarm, Disk, Snapshot, Tree, WorkerStatus
+from feedmono.delivery import ledger
+from feedmono.supervision import snapshot
+from feedmono.supervision.snapshot import Alarm, Disk, Snapshot, Tree, WorkerStatus
 from feedmono.trade import STREAM, Trade
+from feedmono.web.health import Judge
+from feedmono.web.metrics import Exporter
+from feedmono.web.observer import Observer
 from feedmono.workers import Shared
 
 DOCS = Path(__file__).parents[1] / "docs" / "METRICS.md"

@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 from wsserver import frame
 
 from feedmono import native, ring
-from feedmono.framing import FrameCutter
 from feedmono.native import Frames, plain_frames
+from feedmono.network.framing import FrameCutter
 from feedmono.ring import Damage, RingReader, RingWriter
 from feedmono.ring_layout import (
     EVENT,
@@ -447,7 +447,7 @@ def test_without_an_extension_the_program_says_so_and_works() -> None:
     code = (
         "import sys; sys.modules['feedmono.native._native'] = None\n"
         "from feedmono import native\n"
-        "from feedmono.framing import FrameCutter\n"
+        "from feedmono.network.framing import FrameCutter\n"
         "print(native.describe(), native.is_built, native.trades)\n"
         "print(FrameCutter(9).feed(bytes([0x81, 2]) + b'ok').messages)"
     )

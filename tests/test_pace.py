@@ -16,8 +16,8 @@ from toy import Events, Toy, events
 from feedmono import log
 from feedmono.exchanges import load, names
 from feedmono.exchanges.base import Limits
-from feedmono.limiter import MAX_HOLD_S
-from feedmono.pace import RestPace
+from feedmono.network.limiter import MAX_HOLD_S
+from feedmono.network.pace import RestPace
 
 __all__ = ["events"]
 

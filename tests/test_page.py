@@ -17,10 +17,11 @@ from page_rig import Made, exchange, state
 from sim import Sim
 
 from feedmono import config as configuration
-from feedmono import events, page
-from feedmono.health import Health
-from feedmono.health import Reason as Unready
-from feedmono.snapshot import Alarm
+from feedmono import events
+from feedmono.supervision.snapshot import Alarm
+from feedmono.web import page
+from feedmono.web.health import Health
+from feedmono.web.health import Reason as Unready
 
 _FLOWING = "All exchanges flowing, nothing missing"
 

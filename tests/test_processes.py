@@ -14,10 +14,10 @@ from sim import wait_until
 from toy import Events, events
 
 from feedmono import log
-from feedmono.children import HUNG, Child
 from feedmono.heartbeat import LOOKS
-from feedmono.processes import Processes, Usage, thread_states
-from feedmono.served import check_heart
+from feedmono.supervision.children import HUNG, Child
+from feedmono.supervision.processes import Processes, Usage, thread_states
+from feedmono.supervision.served import check_heart
 
 __all__ = ["events"]
 

@@ -19,12 +19,13 @@ from sim import Sim, wait_until
 from toy import Reply, RestServer, Toy, events, trades, welcome, wire
 from wsserver import Peer, Server, frame
 
-from feedmono import config, limiter, log, messages, reader, ring, workers
+from feedmono import config, log, messages, reader, ring, workers
 from feedmono.counters import Counters, Field
 from feedmono.exchanges import load
 from feedmono.exchanges.base import Exchange, PageRequest, Undecodable
+from feedmono.network import limiter
+from feedmono.network.slots import Numbers
 from feedmono.ring_layout import EVENT, FRAME, PAGE, Record
-from feedmono.slots import Numbers
 from feedmono.trade import STREAM
 
 __all__ = ["events"]

@@ -20,9 +20,9 @@ from instance import Instance, read_avro
 from sim import Sim, wait_until
 
 from feedmono import config as configuration
-from feedmono import reload
 from feedmono.config import Config, ConfigError
-from feedmono.reload import Plan, plan
+from feedmono.supervision import reload
+from feedmono.supervision.reload import Plan, plan
 
 SOON = {"BACKFILL_CONFIRM_AFTER": "200 ms", "COVERAGE_INTERVAL": "200 ms"}
 

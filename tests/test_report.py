@@ -14,12 +14,16 @@ import pytest
 from report_rig import ALARM, BEGIN_S, report, row, rows, running, snapshot
 
 from feedmono import config as configuration
-from feedmono import report as reporting
-from feedmono import report_check, report_html, report_plot, report_text, samples
 from feedmono.config import Config
-from feedmono.report import NoReportError, Watched
-from feedmono.report_check import Checked
-from feedmono.snapshot import Snapshot
+from feedmono.report import check as report_check
+from feedmono.report import html as report_html
+from feedmono.report import plot as report_plot
+from feedmono.report import report as reporting
+from feedmono.report import text as report_text
+from feedmono.report.check import Checked
+from feedmono.report.report import NoReportError, Watched
+from feedmono.supervision import samples
+from feedmono.supervision.snapshot import Snapshot
 
 CHECKED = Checked(20, 20, 18, True, ("schemas/trade.avsc",))
 

@@ -23,9 +23,11 @@ from nobody import as_nobody
 from report_rig import feedmono
 from sim import Sim, wait_until
 
-from feedmono import avro, cli, report_check, samples
+from feedmono import avro, cli
 from feedmono.config import load
+from feedmono.report import check as report_check
 from feedmono.sinks.segment import list_files
+from feedmono.supervision import samples
 from feedmono.trade import multiply
 
 Record = dict[str, Any]

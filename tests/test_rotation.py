@@ -19,9 +19,10 @@ from test_reader import Reading, toys
 from toy import Events, Toy, events, trades, welcome, wire
 from wsserver import CLOSE, Peer, Server, frame
 
-from feedmono import messages, slots
+from feedmono import messages
 from feedmono.counters import Field
 from feedmono.exchanges import load
+from feedmono.network import slots
 from feedmono.ring_layout import EVENT
 
 __all__ = ["events"]

@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 from nobody import as_nobody
 from test_status import status
 
-from feedmono import log, samples
-from feedmono.samples import TIERS, Row, Store, in_steps, merge
-from feedmono.samples_row import COUNTED, Deltas
-from feedmono.snapshot import Snapshot, Tree, WorkerStatus
+from feedmono import log
+from feedmono.supervision import samples
+from feedmono.supervision.samples import TIERS, Row, Store, in_steps, merge
+from feedmono.supervision.samples_row import COUNTED, Deltas
+from feedmono.supervision.snapshot import Snapshot, Tree, WorkerStatus
 
 BEGIN_S = 1_795_392_000.0
 DAY_S = 86_400.0

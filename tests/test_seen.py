@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feedmono import ids as arithmetic
-from feedmono.ids import EPOCH_US, MAX_HOLES
-from feedmono.seen import EXCHANGE, RESTART, Seen
+from feedmono.delivery import ids as arithmetic
+from feedmono.delivery.ids import EPOCH_US, MAX_HOLES
+from feedmono.delivery.seen import EXCHANGE, RESTART, Seen
 from feedmono.trade import BACKFILL, BUY, SNAPSHOT, STREAM, Trade
 
 START_US = 1_700_000_000_000_000

@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 
 from feedmono import log, messages, ring, workers
-from feedmono.backfill import Backfill
 from feedmono.config import BackfillConfig, Budget, ExchangeConfig
 from feedmono.counters import Counters, Field, Histogram
-from feedmono.coverage import News
+from feedmono.delivery.backfill import Backfill
+from feedmono.delivery.coverage import News
+from feedmono.delivery.ledger import Ledger
+from feedmono.delivery.normalizer import Normalizer
+from feedmono.delivery.seen import Seen
 from feedmono.exchanges import load
 from feedmono.exchanges.base import PageRequest
-from feedmono.ledger import Ledger
-from feedmono.metadata import CanonicalSymbols
-from feedmono.normalizer import Normalizer
+from feedmono.network.metadata import CanonicalSymbols
 from feedmono.ring_layout import (
     BINARY,
     EVENT,
@@ -28,7 +29,6 @@ from feedmono.ring_layout import (
     Record,
     record_bytes,
 )
-from feedmono.seen import Seen
 from feedmono.serializer import Parts, Serializer
 from feedmono.sinks.base import Coverage, Entry, Sink, SinkStats
 

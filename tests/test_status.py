@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from feedmono import log, snapshot, supervisor, table, workers
+from feedmono import log, supervisor, workers
+from feedmono.commands import table
 from feedmono.counters import BOUNDS_S, Counters, Field, Histogram, quantile
-from feedmono.snapshot import ExchangeStatus, Snapshot
+from feedmono.supervision import snapshot
+from feedmono.supervision.snapshot import ExchangeStatus, Snapshot
 
 
 def status(**fields: object) -> ExchangeStatus:

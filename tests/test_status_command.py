@@ -16,8 +16,10 @@ from report_rig import ALARM, feedmono, running, snapshot
 from sim import Sim, wait_until
 from test_status import shown
 
-from feedmono import statelock, supervisor, table
-from feedmono.snapshot import Alarm, Disk, Snapshot
+from feedmono import supervisor
+from feedmono.commands import table
+from feedmono.supervision import statelock
+from feedmono.supervision.snapshot import Alarm, Disk, Snapshot
 
 
 @pytest.fixture(scope="module")

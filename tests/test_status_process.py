@@ -21,7 +21,7 @@ from status_rig import Served, ask, both
 
 from feedmono import log
 from feedmono.counters import Counters, Field
-from feedmono.httpd import Limits, Request, Response, Server
+from feedmono.web.httpd import Limits, Request, Response, Server
 from feedmono.workers import Shared
 
 

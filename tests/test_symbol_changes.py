@@ -18,10 +18,11 @@ from test_reader import Reading, toys
 from toy import Desk, Dice, Events, Reply, RestServer, Toy, events, running, wire
 from wsserver import CLOSE, TEXT, Peer, Server, accept, frame
 
-from feedmono import connection, metadata, workers
-from feedmono.connection import State
+from feedmono import workers
 from feedmono.counters import Field
 from feedmono.exchanges.base import Limits, Market
+from feedmono.network import connection, metadata
+from feedmono.network.connection import State
 
 __all__ = ["events"]
 

@@ -12,10 +12,11 @@ from test_backfill import by_rest
 from test_metadata import config
 from test_serializer import Rig, frame
 
-from feedmono import messages, metadata, workers
-from feedmono.backfill import GRACE_S, TAIL_WAITS_S
+from feedmono import messages, workers
 from feedmono.counters import Field
-from feedmono.metadata import CanonicalSymbols
+from feedmono.delivery.backfill import GRACE_S, TAIL_WAITS_S
+from feedmono.network import metadata
+from feedmono.network.metadata import CanonicalSymbols
 from feedmono.ring_layout import EVENT, FRAME
 
 

@@ -27,13 +27,14 @@ from report_rig import ALARM, BEGIN_S, feedmono, rows, running, snapshot
 from rich.console import Console
 from sim import Sim, wait_until
 
-from feedmono import samples, top
-from feedmono import snapshot as snapshots
+from feedmono.commands import top
+from feedmono.commands.top_screen import Look, render, sparkline
 from feedmono.events import Event
-from feedmono.samples import Row
-from feedmono.samples_row import Deltas
-from feedmono.snapshot import Snapshot
-from feedmono.top_screen import Look, render, sparkline
+from feedmono.supervision import samples
+from feedmono.supervision import snapshot as snapshots
+from feedmono.supervision.samples import Row
+from feedmono.supervision.samples_row import Deltas
+from feedmono.supervision.snapshot import Snapshot
 
 EVENTS = [
     Event(BEGIN_S + n, level, "binance", "reader", f"event {n}", {"connection": n})

@@ -20,12 +20,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nobody import as_nobody
 
-from feedmono import cli, config, ids, log, statelock, verify, verify_table, workers
+from feedmono import cli, config, log, workers
 from feedmono.avro import generate_encoder, load_schema
-from feedmono.bitmap import Bitmap
+from feedmono.commands.ledger_table import Look, look
 from feedmono.config import Config
+from feedmono.delivery import ids
+from feedmono.delivery.ledger import Ledger
 from feedmono.exchanges import load
-from feedmono.findings import (
+from feedmono.sinks.base import DeadLetter, Entry, Frame, Source, StoredRecord
+from feedmono.sinks.files import FilesSink
+from feedmono.sinks.kafka import KafkaSink
+from feedmono.supervision import statelock
+from feedmono.trade import BACKFILL, ORIGINS, SIDES, SNAPSHOT, STREAM, EncodedTrade, Trade, multiply
+from feedmono.verify import table as verify_table
+from feedmono.verify import verify
+from feedmono.verify.bitmap import Bitmap
+from feedmono.verify.findings import (
     BEYOND,
     DOUBLED,
     INVALID,
@@ -38,13 +48,7 @@ from feedmono.findings import (
     Result,
     SymbolCount,
 )
-from feedmono.ledger import Ledger
-from feedmono.ledger_table import Look, look
-from feedmono.sinks.base import DeadLetter, Entry, Frame, Source, StoredRecord
-from feedmono.sinks.files import FilesSink
-from feedmono.sinks.kafka import KafkaSink
-from feedmono.trade import BACKFILL, ORIGINS, SIDES, SNAPSHOT, STREAM, EncodedTrade, Trade, multiply
-from feedmono.verify import Verifier
+from feedmono.verify.verify import Verifier
 
 EXCHANGE = "binance"
 BTC, ETH = "BTCUSDT", "ETHUSDT"

@@ -14,7 +14,7 @@ from delivery import independent, wait_complete
 from instance import Instance, read_avro
 from sim import Sim, wait_until
 
-from feedmono.findings import BEYOND, KINDS
+from feedmono.verify.findings import BEYOND, KINDS
 
 
 def verify(instance: Instance) -> tuple[int, dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from feedmono.watch import STALE_CAP_S, Watch
+from feedmono.network.watch import STALE_CAP_S, Watch
 
 
 def opened(now: float = 0.0) -> Watch:

@@ -20,10 +20,10 @@ from wsserver import TEXT, Peer, frame
 
 from feedmono import log
 from feedmono.config import ConnectionsConfig
-from feedmono.connection import Connection, State
 from feedmono.exchanges import base
 from feedmono.exchanges.base import Event, Exchange, Limits, Market, PageRequest, Session
-from feedmono.limiter import AttemptLimiter
+from feedmono.network.connection import Connection, State
+from feedmono.network.limiter import AttemptLimiter
 
 LIMIT_S = 20.0
 

@@ -1,4 +1,4 @@
-/* Frames on their way from the socket through the ring: the inner loops of feedmono/framing.py
+/* Frames on their way from the socket through the ring: the inner loops of feedmono/network/framing.py
  * and feedmono/ring.py, and nothing of what is unusual there.
  *
  * Each function stops in front of whatever it does not know and says where; its twin in Python
@@ -11,7 +11,7 @@
 #include <stdatomic.h>
 #include <string.h>
 
-/* As in feedmono/framing.py. */
+/* As in feedmono/network/framing.py. */
 #define FINAL_TEXT 0x81
 
 /* As in feedmono/ring_layout.py, which draws them. */

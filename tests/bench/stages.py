@@ -60,9 +60,9 @@ class Bench:
         # After the twin was chosen.
         from feedmono import ring  # noqa: PLC0415
         from feedmono.avro import TradeEncoder  # noqa: PLC0415
+        from feedmono.delivery.seen import Seen  # noqa: PLC0415
         from feedmono.exchanges import load  # noqa: PLC0415
-        from feedmono.framing import FrameCutter  # noqa: PLC0415
-        from feedmono.seen import Seen  # noqa: PLC0415
+        from feedmono.network.framing import FrameCutter  # noqa: PLC0415
         from feedmono.simulator.websocket import TEXT, frame  # noqa: PLC0415
 
         self._frame = lambda payload: frame(TEXT, payload)
@@ -128,16 +128,16 @@ def whole(folder: Path, reader: object, canonical: Mapping[str, str]) -> Callabl
     """A serializer with a sink that acknowledges all at once and stores nothing; what is given
     takes `FRAMES` frames out of the ring."""
     from feedmono import log, serializer  # noqa: PLC0415
-    from feedmono.backfill import Backfill  # noqa: PLC0415
     from feedmono.config import BackfillConfig, Budget, ExchangeConfig  # noqa: PLC0415
     from feedmono.counters import Counters, Field  # noqa: PLC0415
-    from feedmono.coverage import News  # noqa: PLC0415
+    from feedmono.delivery.backfill import Backfill  # noqa: PLC0415
+    from feedmono.delivery.coverage import News  # noqa: PLC0415
+    from feedmono.delivery.ledger import Ledger  # noqa: PLC0415
+    from feedmono.delivery.normalizer import Normalizer  # noqa: PLC0415
+    from feedmono.delivery.seen import Seen  # noqa: PLC0415
     from feedmono.exchanges import load  # noqa: PLC0415
-    from feedmono.ledger import Ledger  # noqa: PLC0415
-    from feedmono.metadata import CanonicalSymbols  # noqa: PLC0415
-    from feedmono.normalizer import Normalizer  # noqa: PLC0415
+    from feedmono.network.metadata import CanonicalSymbols  # noqa: PLC0415
     from feedmono.ring import RingReader  # noqa: PLC0415
-    from feedmono.seen import Seen  # noqa: PLC0415
 
     assert isinstance(reader, RingReader)
     budget = Budget(1, "warn", 1, 30)

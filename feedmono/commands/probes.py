@@ -1,0 +1,53 @@
+"""``feedmono check --online``: tries whatever the configuration points at, and changes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from feedmono import exchanges
+from feedmono.commands.check import Probe
+from feedmono.config import Config, ExchangeConfig
+from feedmono.network import connection, rest
+
+
+def probe(config: Config) -> list[Probe]:
+    """Tries each enabled exchange's REST and WebSocket, and broker and registry if the sink is
+    ``kafka``; each within a time limit."""
+    return [_tried(name, attempt) for name, attempt in _attempts(config)]
+
+
+def _attempts(config: Config) -> Iterator[tuple[str, Callable[[], str]]]:
+    for exchange in config.enabled_exchanges:
+        yield f"{exchange.name} REST", partial(_rest, exchange)
+        yield f"{exchange.name} WebSocket", partial(_websocket, exchange)
+    if config.sink == "kafka":
+        from feedmono.sinks.kafka_topics import probe_broker  # noqa: PLC0415
+        from feedmono.sinks.registry import probe_registry  # noqa: PLC0415
+
+        yield "broker", partial(probe_broker, config.kafka)
+        yield "registry", partial(probe_registry, config.kafka)
+
+
+def _tried(name: str, attempt: Callable[[], str]) -> Probe:
+    try:
+        return Probe(name, True, attempt())
+    except Exception as error:  # whatever a library raises is the answer to the question
+        return Probe(name, False, str(error) or type(error).__name__)
+
+
+def _rest(config: ExchangeConfig) -> str:
+    exchange = exchanges.load(config.name)
+    with contextlib.closing(rest.RestClient(config.rest_url, exchange.rest_headers)) as client:
+        markets = exchange.read_metadata(client.get(exchange.metadata_path).body)
+    unknown = [s for s in config.symbols if s not in markets]
+    if unknown:
+        raise ValueError(f"{config.rest_url} does not list {', '.join(unknown)}")
+    return f"{config.rest_url} lists all {len(config.symbols)} configured symbols"
+
+
+def _websocket(config: ExchangeConfig) -> str:
+    exchange = exchanges.load(config.name)
+    connection.try_handshake(config.ws_url + exchange.session(config.symbols[:1]).path)
+    return f"{config.ws_url} opens a WebSocket"

@@ -1,0 +1,1 @@
+"""``feedmono compare``: two sets of trades, held against each other."""

@@ -1,0 +1,142 @@
+"""The table of all configuration keys: what each may hold, and the variable that sets it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from feedmono.config.values import (
+    CanonicalSymbols,
+    Choice,
+    Duration,
+    Folder,
+    Host,
+    Kind,
+    Number,
+    Properties,
+    Servers,
+    Size,
+    Switch,
+    Symbols,
+    TopicPrefix,
+    Url,
+    Whole,
+)
+from feedmono.log import FORMATS, LEVELS
+
+VARIABLE_PREFIX = "FEEDMONO_"
+CPU_ACTIONS = ("warn", "throttle")
+
+_KIB = 1024
+_MIB = 1024**2
+_GIB = 1024**3
+_TIB = 1024**4
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    name: str
+    """With the blocks around it: ``kafka.topic_prefix``."""
+    kind: Kind
+    variable: str = ""
+    """The environment variable that sets it; empty if there is none."""
+
+
+_COMPLETE = "it belongs to the promise that no trade is lost or doubled, so it can't be changed"
+_ORDERS = "feedmono reads and confirms positions itself, so it can't be changed"
+
+# What each does: librdkafka's CONFIGURATION.md.
+_OWNED_PROPERTIES: Mapping[str, str] = {
+    "bootstrap.servers": "set kafka.bootstrap_servers",
+    "metadata.broker.list": "set kafka.bootstrap_servers",
+    "linger.ms": "set linger",
+    "queue.buffering.max.ms": "set linger",
+    "enable.idempotence": _COMPLETE,
+    "enable.gapless.guarantee": "one refused message would stop all others for good",
+    "acks": _COMPLETE,
+    "request.required.acks": _COMPLETE,
+    "retries": _COMPLETE,
+    "message.send.max.retries": _COMPLETE,
+    "message.timeout.ms": f"{_COMPLETE}: messages wait for the broker without end",
+    "delivery.timeout.ms": f"{_COMPLETE}: messages wait for the broker without end",
+    "delivery.report.only.error": "feedmono counts on the report of every message",
+    "partitioner": "keys land in the partitions where Java clients expect them",
+    "batch.size": "it follows from the topic's max.message.bytes, read at start",
+    "message.max.bytes": "it follows from the topic's max.message.bytes, read at start",
+    "allow.auto.create.topics": "feedmono creates its topics itself: kafka.partitions",
+    "transactional.id": "feedmono does not use transactions",
+    "enable.auto.commit": _ORDERS,
+    "enable.auto.offset.store": _ORDERS,
+}
+
+_GENERAL = (
+    Key("state_dir", Folder(), "FEEDMONO_STATE_DIR"),
+    Key("ring_dir", Folder(), "FEEDMONO_RING_DIR"),
+    Key("ring_capacity", Size(64 * _KIB, _TIB), "FEEDMONO_RING_CAPACITY"),
+    Key("window", Whole(1, 10_000_000), "FEEDMONO_WINDOW"),
+    Key("linger", Duration("0", "2 s"), "FEEDMONO_LINGER"),
+    Key("stop_limit", Duration("0", "1 h"), "FEEDMONO_STOP_LIMIT"),
+    Key("coverage_interval", Duration("100 ms", "1 h"), "FEEDMONO_COVERAGE_INTERVAL"),
+    Key("sink", Choice(("files", "kafka")), "FEEDMONO_SINK"),
+    Key("samples.keep", Duration("1 h", "3660 d"), "FEEDMONO_SAMPLES_KEEP"),
+    Key("http.enabled", Switch(), "FEEDMONO_HTTP_ENABLED"),
+    Key("http.host", Host(), "FEEDMONO_HTTP_HOST"),
+    Key("http.port", Whole(0, 65535), "FEEDMONO_HTTP_PORT"),
+    Key("log.level", Choice(LEVELS), "FEEDMONO_LOG_LEVEL"),
+    Key("log.format", Choice(FORMATS), "FEEDMONO_LOG_FORMAT"),
+    Key("connections.frame_limit", Size(_KIB, _GIB), "FEEDMONO_CONNECTIONS_FRAME_LIMIT"),
+    Key(
+        "connections.silence_limit", Duration("10 ms", "1 d"), "FEEDMONO_CONNECTIONS_SILENCE_LIMIT"
+    ),
+    Key("connections.stale_limit", Duration("10 ms", "1 d"), "FEEDMONO_CONNECTIONS_STALE_LIMIT"),
+    Key("connections.backoff_cap", Duration("1 ms", "1 h"), "FEEDMONO_CONNECTIONS_BACKOFF_CAP"),
+    Key("connections.max_age", Duration("100 ms", "31 d"), "FEEDMONO_CONNECTIONS_MAX_AGE"),
+    Key("connections.redundancy", Whole(1, 2), "FEEDMONO_CONNECTIONS_REDUNDANCY"),
+    Key("backfill.max_age", Duration("0", "366 d"), "FEEDMONO_BACKFILL_MAX_AGE"),
+    Key("backfill.max_trades", Whole(0, 1_000_000_000), "FEEDMONO_BACKFILL_MAX_TRADES"),
+    Key("backfill.confirm_after", Duration("0", "1 d"), "FEEDMONO_BACKFILL_CONFIRM_AFTER"),
+)
+
+# With the end of the variable's name, behind FEEDMONO_<NAME>_.
+_PER_EXCHANGE = (
+    Key("enabled", Switch(), "ENABLED"),
+    Key("symbols", Symbols(), "SYMBOLS"),
+    Key("ws_url", Url(("wss", "ws"), bare=True), "WS_URL"),
+    Key("rest_url", Url(("https", "http"), bare=True), "REST_URL"),
+    Key("canonical_symbols", CanonicalSymbols(), "CANONICAL_SYMBOLS"),
+    Key("budget.cpu", Number(0.01, 1024), "CPU"),
+    Key("budget.cpu_action", Choice(CPU_ACTIONS), "CPU_ACTION"),
+    Key("budget.memory", Size(_MIB, _TIB), "MEMORY"),
+    Key("budget.memory_patience", Duration("1 s", "1 d"), "MEMORY_PATIENCE"),
+)
+
+_SINKS = (
+    Key("files.dir", Folder(), "FEEDMONO_FILES_DIR"),
+    Key("files.roll_interval", Duration("10 ms", "31 d"), "FEEDMONO_FILES_ROLL_INTERVAL"),
+    Key("files.roll_size", Size(_KIB, _TIB), "FEEDMONO_FILES_ROLL_SIZE"),
+    Key("files.sync_interval", Duration("0", "1 m"), "FEEDMONO_FILES_SYNC_INTERVAL"),
+    Key("kafka.bootstrap_servers", Servers(), "FEEDMONO_KAFKA_BOOTSTRAP_SERVERS"),
+    Key(
+        "kafka.schema_registry_url",
+        Url(("https", "http"), bare=False),
+        "FEEDMONO_SCHEMA_REGISTRY_URL",
+    ),
+    Key("kafka.topic_prefix", TopicPrefix(), "FEEDMONO_TOPIC_PREFIX"),
+    Key("kafka.partitions", Whole(1, 10_000), "FEEDMONO_KAFKA_PARTITIONS"),
+    Key("kafka.properties", Properties(_OWNED_PROPERTIES)),
+)
+
+
+def keys(exchanges: Iterable[str]) -> dict[str, Key]:
+    """Every key by its name, for these exchanges, in the order of the default file."""
+    named = [
+        Key(f"exchanges.{exchange}.{key.name}", key.kind, variable(exchange, key.variable))
+        for exchange in exchanges
+        for key in _PER_EXCHANGE
+    ]
+    return {key.name: key for key in (*_GENERAL, *named, *_SINKS)}
+
+
+def variable(exchange: str, end: str) -> str:
+    """The variable of an exchange's key: ``FEEDMONO_<NAME>_CPU`` for ``CPU``."""
+    return f"{VARIABLE_PREFIX}{exchange.upper()}_{end}"

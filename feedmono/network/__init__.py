@@ -1,0 +1,1 @@
+"""The exchange's connections and REST pages: the reader's parts."""

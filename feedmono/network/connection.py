@@ -1,0 +1,761 @@
+"""One WebSocket to an exchange: opened, read in bulk, watched, and opened again when it ends.
+
+websocket-client makes the connection (TLS, proxies, handshake). Then its socket is taken over:
+whatever has arrived is read at once, cut by `framing` and handed on in batches: 0.7 µs of CPU a
+frame of 180 bytes, where the library's ``recv_data`` takes 15 and its ``recv``, which checks
+UTF-8 in Python, 60. Reads downward like the life of a connection:
+wait for the turn, open, flow, end. Before it is to end it says so, and goes on: its successor
+is another `Connection`, see `feedmono.network.slots`.
+
+An operator's own certificate authority is added by OpenSSL's variables ``SSL_CERT_FILE`` or
+``SSL_CERT_DIR``, a proxy by ``https_proxy``, ``http_proxy`` and ``no_proxy``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from random import Random
+from typing import Protocol
+
+import websocket
+
+from feedmono.config import ConnectionsConfig
+from feedmono.exchanges import base
+from feedmono.exchanges.base import Exchange, Session
+from feedmono.heartbeat import BEAT_S, Pulse
+from feedmono.log import Log
+from feedmono.network import framing
+from feedmono.network.limiter import AttemptLimiter, Backoff, steady_time
+from feedmono.network.watch import Watch
+from feedmono.network.wire import READ_BYTES, WAIT_LIMIT_S, Ended, Opening, Wake, Wire
+
+CONNECT_LIMIT_S = 10.0
+"""For name lookup, TCP, TLS and handshake together."""
+SEND_LIMIT_S = 5.0
+"""A peer that takes none of our few bytes for so long is gone."""
+FAREWELL_LIMIT_S = 1.0
+"""How long an orderly close waits for the peer's last frames."""
+PONG_INTERVAL_S = 0.5
+"""Between two pongs. An exchange that counts them among our messages (Binance: 5 a second, over
+it the address is banned) must not be provoked by a storm of its own pings."""
+RETRY_S = 0.01
+"""How often a full ring is asked again."""
+READY_AFTER_S = 10.0
+"""How long after the last answer a connection without trades counts as one that would bring
+them."""
+AGE_SHARE = 0.95
+"""Of the age at which the exchange ends a connection: when it is to be replaced at the latest."""
+AGE_JITTER = 0.05
+"""By what share it may be replaced earlier, so that not all are at the same moment."""
+AGE, SHUTDOWN, MAINTENANCE = "age", "shutdown", "maintenance"
+"""Why a connection is to be replaced."""
+
+# Asked for before connecting, so that the window scale fits. With the kernel's own 128 KiB a
+# reader that is busy elsewhere holds 250 KB of small frames, with 4 MiB 1.8 MB (Linux 6.18,
+# measured on loopback); a host's net.core.rmem_max may give less.
+_RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024
+_LOG_BLOCKED_AFTER_S = 1.0
+# Of small frames about eighty: company enough.
+_COMPANY_BYTES = 16 * 1024
+# Between two reads while trades come closer than that: a read costs a hundred times as much as one
+# more frame in it, and a stamp is late by as much.
+_REST_S = 0.002
+
+
+class State(IntEnum):
+    """What a connection is doing."""
+
+    CONNECTING = 0
+    SUBSCRIBING = 1
+    """Open; not all symbols are answered, and no data came yet."""
+    FLOWING = 2
+    WAITING = 3
+    """Not connected: backoff, or the exchange's limit of attempts."""
+    STOPPED = 4
+
+
+class Deliver(Protocol):
+    """Where frames go: the ring."""
+
+    def __call__(
+        self, frames: Sequence[bytes], connection: int, received_ns: int, binary: bool
+    ) -> int:
+        """Takes whole messages in their order; *received_ns* is Unix time.
+
+        Returns how many it took from the front. Fewer than all: there is no room now; the
+        connection keeps the others, stops reading, and asks again every `RETRY_S`.
+        """
+        ...
+
+
+class Report(Protocol):
+    """What a connection tells of itself. Called from its thread, on the hot path: must be cheap
+    and must not block."""
+
+    def state(self, number: int, state: State) -> None:
+        """The state changed."""
+
+    def received(self, number: int, frames: int, size_bytes: int, data: bool) -> None:
+        """One read from the socket: whole messages in it, bytes on the wire (of TLS: inside it),
+        whether trades were among them."""
+
+    def reconnect(self, number: int, reason: str) -> None:
+        """A connection, or an attempt at one, ended without `stop` or `retire`; another will
+        follow, unless `make_last` forbids.
+
+        *reason*: ``unreachable``, ``tls``, ``http <status>``, ``handshake``, ``lost``,
+        ``closed <code>``, ``silent``, ``stale``, ``unanswered``, ``unsent``, ``too large``,
+        ``protocol error``. The state before was `SUBSCRIBING` or `FLOWING` if it was open.
+        """
+
+    def aging(self, number: int, reason: str) -> None:
+        """The connection will end before long and is to be replaced; it goes on until `retire`.
+        Once per connection made. *reason*: `AGE`, `SHUTDOWN`, `MAINTENANCE`."""
+
+    def ready(self, number: int) -> None:
+        """Every symbol is answered, and data came or `READY_AFTER_S` passed: no predecessor is
+        needed any more. Once per connection made."""
+
+    def subscribed(self, number: int, symbol: str) -> None:
+        """The exchange acknowledged the symbol, on this connection."""
+
+    def unsubscribed(self, number: int, symbol: str) -> None:
+        """The symbol's subscription has ended, on this connection; everything that came before
+        is delivered."""
+
+    def refused(self, number: int, symbol: str, reason: str) -> None:
+        """The exchange refused the symbol, on this connection."""
+
+    def unknown(self, number: int, reason: str) -> None:
+        """A message that the exchange is not known to send; it was delivered all the same."""
+
+    def full(self, number: int) -> None:
+        """The ring has no room: the socket is not read until `blocked` is told."""
+
+    def blocked(self, number: int, seconds: float) -> None:
+        """The ring had no room for so long, and the socket was not read; it is over now."""
+
+    def lost(self, number: int, frames: int) -> None:
+        """So many received messages found no room before `stop`: they are gone."""
+
+
+@dataclass(slots=True)
+class _Life:
+    """One open connection."""
+
+    wire: Wire
+    session: Session
+    symbols: tuple[str, ...]
+    """Those that the session was told to subscribe."""
+    cutter: framing.FrameCutter
+    opened_s: float
+    old_s: float
+    """When it is to be replaced."""
+    frames: int = 0
+    has_data: bool = False
+    answered_s: float = math.inf
+    """When no symbol was pending any more, those that came later included."""
+    aging: bool = False
+    """It was told that it is to be replaced,"""
+    ready: bool = False
+    """and that it needs no predecessor."""
+    trading: bool = False
+    """What the exchange said last."""
+    blocked_s: float = 0.0
+    """For how long the ring had no room."""
+    traded_s: float = -math.inf
+    """When trades were read last."""
+    untold_bytes: int = 0
+    """How much was read since the last `publish`,"""
+    tell_s: float = math.inf
+    """and when the next one is due."""
+    refused: set[str] = field(default_factory=set)
+    left: list[str] = field(default_factory=list)
+    """Symbols whose subscriptions ended, to be told behind the batch at hand."""
+    pong: bytes | None = None
+    """The payload of the last ping, while it is to be answered."""
+    pong_after_s: float = -math.inf
+    ended: Ended | None = None
+    """Why it will end, once the batch at hand is delivered."""
+
+    @property
+    def ready_s(self) -> float:
+        """When it needs no predecessor any more, as it looks now."""
+        return self.answered_s + (0.0 if self.has_data else READY_AFTER_S)
+
+    def next_s(self) -> float:
+        """When there is something to tell."""
+        return min(math.inf if self.ready else self.ready_s, math.inf if self.aging else self.old_s)
+
+
+class Connection:
+    """Keeps one connection to *exchange* for its symbols, until `stop` or `retire`.
+
+    Everything that may carry a trade is delivered, in order, each batch stamped with the time of
+    its read; so is whatever is not understood. Only what the session knows as control (acks,
+    heartbeats, status) is not.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        exchange: Exchange,
+        symbols: Sequence[str],
+        ws_url: str,
+        limits: ConnectionsConfig,
+        limiter: AttemptLimiter,
+        deliver: Deliver,
+        publish: Callable[[], None],
+        report: Report,
+        log: Log,
+        *,
+        random: Random,
+        linger_s: float = 0.0,
+        delay_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """:param number: of the connection within the exchange; stands in each ring record.
+        :param ws_url: scheme, host, port; the session appends the path.
+        :param limiter: shared by all connections of the exchange.
+        :param publish: called when what was delivered is to be worked on.
+        :param linger_s: how long that may wait for company: to wake up whoever works on it costs a
+            hundred times as much as one more frame. What comes after a silence of as long, so
+            that no company is to be expected, does not wait, nor do `_COMPANY_BYTES`.
+        :param delay_s: how long the first attempt waits.
+        """
+        self.number = number
+        self._exchange = exchange
+        self._symbols = tuple(symbols)
+        self._ws_url = ws_url.rstrip("/")
+        self._limits = limits
+        self._limiter = limiter
+        self._deliver = deliver
+        self._publish = publish
+        self._linger_s = linger_s
+        self._report = report
+        self._log = log.bind(connection=number)
+        self._random = random
+        self._delay_s = delay_s
+        self._clock = clock
+        self._wake = Wake()
+        self.pulse = Pulse()
+        """Beats while `run` comes round."""
+        self._changed = Wake()
+        self._stopped = threading.Event()
+        self._last = False
+        self._backoff = Backoff(limits.backoff_cap_s, random)
+        self._watch = Watch(limits.silence_limit_s, limits.stale_limit_s)
+        self._buffer = memoryview(bytearray(READ_BYTES))
+        self._state = State.STOPPED
+        self._refused: dict[str, str] = {}
+        self._status = ""
+
+    def stop(self) -> None:
+        """Ends `run` soon, from any thread: at once while it waits or connects, else after an
+        orderly close of at most `FAREWELL_LIMIT_S`."""
+        self._stopped.set()
+        self._wake.set()
+
+    def set_symbols(self, symbols: Sequence[str]) -> None:
+        """From any thread: from now on it is to serve these. An open connection subscribes and
+        unsubscribes what differs, within the exchange's message rate; the next one begins with
+        them."""
+        self._symbols = tuple(symbols)
+        self._changed.set()
+
+    def make_last(self) -> None:
+        """From any thread: a successor is on its way, so when this connection ends it is not
+        opened again."""
+        self._last = True
+
+    def retire(self) -> None:
+        """As `stop`, but nothing that was received is given up: where the ring is full it waits
+        for room."""
+        self._last = True
+        self._wake.set()
+
+    def run(self) -> None:
+        """The thread's life: connect, flow, reconnect, until `stop`, `retire` or the end that
+        `make_last` made the last.
+
+        What goes wrong with the network or the exchange is logged, reported and tried again. Any
+        other exception (the ring's, a bug's) leaves it: the process can't go on capturing.
+        """
+        self._wake.open()
+        self._changed.open()
+        try:
+            first = True
+            while True:
+                try:
+                    self._wait_for_turn(first)
+                    self._live()
+                except Ended as ended:
+                    if self._wake.is_set:
+                        return
+                    self._report.reconnect(self.number, ended.reason)
+                    if self._last:
+                        return
+                first = False
+        finally:
+            self._enter(State.STOPPED)
+            self._changed.close()
+            self._wake.close()
+
+    # --- Before: the turn, the opening.
+
+    def _wait_for_turn(self, first: bool) -> None:
+        """Until the backoff is over and the exchange's limit has room."""
+        wait_s = self._delay_s if first else self._backoff.next_s()
+        if wait_s:
+            self._enter(State.WAITING)
+            what = "waiting before connecting" if first else "waiting before reconnect"
+            self._log.info(what, seconds=round(wait_s, 3))
+        told = False
+        while True:
+            self.pulse.beat(min(wait_s, WAIT_LIMIT_S))
+            if self._wake.wait(wait_s):
+                raise Ended("stopped")
+            wait_s = self._limiter.reserve(steady_time())
+            if wait_s == 0.0:
+                return
+            self._enter(State.WAITING)
+            if not told:
+                told = True
+                self._log.info(
+                    "waiting for the exchange's limit of connection attempts",
+                    seconds=round(wait_s, 3),
+                )
+            wait_s = min(wait_s, WAIT_LIMIT_S)
+
+    def _live(self) -> None:
+        """One connection from its handshake to its end, which it raises."""
+        self.pulse.beat(CONNECT_LIMIT_S)
+        self._enter(State.CONNECTING)
+        symbols = self._symbols
+        session = self._exchange.session(symbols)
+        wire = Wire(self._open(self._ws_url + session.path), self._buffer)
+        with contextlib.closing(wire):
+            now = self._clock()
+            cutter = framing.FrameCutter(self._limits.frame_limit_bytes)
+            life = _Life(wire, session, symbols, cutter, now, now + self._age_limit_s())
+            self._watch.open(now)
+            self._enter(State.SUBSCRIBING)
+            self._log.info("connected", url=self._ws_url, peer=wire.peer)
+            try:
+                self._flow(life)
+            except Ended as ended:
+                self._tell(life)
+                self._say_farewell(life, ended)
+                self._log_end(
+                    "disconnected",
+                    ended,
+                    after_s=round(self._clock() - life.opened_s, 3),
+                    frames=life.frames,
+                )
+                raise
+
+    def _age_limit_s(self) -> float:
+        """After how long it is to be replaced."""
+        limit_s = min(self._limits.max_age_s, AGE_SHARE * self._exchange.limits.connection_age_s)
+        return limit_s * (1.0 - AGE_JITTER * self._random.random())
+
+    def _open(self, url: str) -> socket.socket:
+        """A socket on which the WebSocket handshake is done; nothing behind it was read, as the
+        library reads the answer byte by byte.
+
+        :raises Ended: it did not come about, or `stop` was called.
+        """
+        client = websocket.WebSocket(
+            sockopt=[(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)],
+            enable_multithread=False,
+        )
+
+        def connect() -> socket.socket:
+            # No redirects: one could lead from TLS to plain text.
+            client.connect(  # type: ignore[no-untyped-call]
+                url, timeout=CONNECT_LIMIT_S, suppress_origin=True, redirect_limit=0
+            )
+            assert client.sock is not None, "connected"
+            return client.sock
+
+        try:
+            return Opening(connect, lambda: client.sock).result(CONNECT_LIMIT_S, self._wake)
+        except Exception as error:  # the library promises no list of what it raises
+            ended = _refusal(error)
+            hold_s = _retry_after_s(error)
+            if hold_s:
+                self._limiter.hold(steady_time(), hold_s)
+            self._log_end("not connected", ended)
+            raise ended from error
+
+    # --- Flow.
+
+    def _flow(self, life: _Life) -> None:
+        """Reads, sends and watches until something ends it, by raising `Ended`."""
+        watch, session, wire = self._watch, life.session, life.wire
+        if self._changed.is_set:
+            self._change_symbols(life, self._clock())
+        self._send_due(life, self._clock())
+        while True:
+            self.pulse.beat()
+            now = self._clock()
+            if self._changed.is_set:
+                self._change_symbols(life, now)
+            if session.next_poll_s() <= now:
+                self._send_due(life, now)
+            if watch.ping_due(now):
+                wire.send(framing.PING, b"", SEND_LIMIT_S, self._wake)
+            until = min(session.next_poll_s(), watch.next_s(), life.next_s(), life.tell_s)
+            if life.pong is not None:
+                self._send_pong(life, now)
+                until = min(until, life.pong_after_s)
+            readable = wire.wait(min(until - now, BEAT_S), self._wake, self._changed)
+            if self._wake.is_set:
+                raise Ended("stopped", code=framing.NORMAL, drain=True)
+            now = self._clock()
+            if readable:
+                self._read(life, now, self._linger_s)
+            elif now >= life.tell_s:
+                self._tell(life)
+            elif watch.is_silent(now):
+                raise Ended("silent", f"not a byte for {self._limits.silence_limit_s:g} s")
+            if watch.is_stale(now):
+                limit_s = watch.gone_stale()
+                raise Ended("stale", f"no trade for {limit_s:g} s", code=framing.NORMAL, drain=True)
+            if not life.ready and now >= life.ready_s:
+                life.ready = True
+                self._report.ready(self.number)
+            if not life.aging and now >= life.old_s:
+                self._age(life, AGE, f"{now - life.opened_s:.0f} s")
+
+    def _change_symbols(self, life: _Life, now: float) -> None:
+        """Has the session follow what is wanted by now."""
+        self._changed.clear()
+        symbols = self._symbols
+        if symbols == life.symbols:
+            return
+        life.symbols = symbols
+        life.refused.intersection_update(symbols)
+        self._refused = {s: reason for s, reason in self._refused.items() if s in symbols}
+        life.session.change(symbols)
+        life.answered_s = math.inf
+        self._note_answers(life, now)
+
+    def _age(self, life: _Life, reason: str, detail: str) -> None:
+        """Tells once that it is to be replaced."""
+        if not life.aging:
+            life.aging = True
+            self._log.info("to be replaced", reason=reason, detail=detail)
+            self._report.aging(self.number, reason)
+
+    def _send_due(self, life: _Life, now: float) -> None:
+        """Sends what the session wants sent by now."""
+        messages, events = life.session.poll(now)
+        for message in messages:
+            life.wire.send(framing.TEXT, message.encode(), SEND_LIMIT_S, self._wake)
+        for event in events:
+            self._handle(life, event, now)
+        self._note_answers(life, now)
+        self._raise_end(life)
+
+    def _read(self, life: _Life, now: float, linger_s: float = 0.0) -> None:
+        """Takes what has arrived: answers a ping, delivers, and only then ends, if it must.
+
+        :param linger_s: how long it may wait for company.
+        """
+        data = life.wire.read()
+        received_ns = time.time_ns()
+        if not data:
+            return
+        self._watch.heard(now)
+        cut = life.cutter.feed(data)
+        messages, rare = cut.messages, cut.rare
+        frames = len(messages)
+        life.frames += frames
+        if not rare:
+            has_data = self._take(life, messages, received_ns, now)
+        else:
+            self._answer_ping(life, rare, now)
+            has_data = False
+            done = 0
+            for after, event in rare:
+                has_data |= self._take(life, messages[done:after], received_ns, now)
+                done = after
+                frames += self._take_rare(life, event, received_ns)
+            has_data |= self._take(life, messages[done:], received_ns, now)
+        self._report.received(self.number, frames, len(data), has_data)
+        if cut.error is not None and life.ended is None:
+            reason = "too large" if isinstance(cut.error, framing.TooLarge) else "protocol error"
+            life.ended = Ended(reason, str(cut.error), code=cut.error.code)
+        since_s = math.inf
+        if has_data:
+            since_s = now - life.traded_s
+            life.traded_s = now
+        company = since_s < linger_s
+        life.untold_bytes += len(data)
+        life.tell_s = min(life.tell_s, now + linger_s)
+        if not company or life.untold_bytes >= _COMPANY_BYTES or now >= life.tell_s:
+            self._tell(life)
+        self._raise_end(life)
+        if company and since_s < 2 * _REST_S and len(data) < _COMPANY_BYTES:
+            self._wake.wait(min(linger_s, _REST_S))
+
+    def _tell(self, life: _Life) -> None:
+        """Has everything that was delivered worked on."""
+        life.untold_bytes = 0
+        life.tell_s = math.inf
+        self._publish()
+
+    def _take(self, life: _Life, messages: list[bytes], received_ns: int, now: float) -> bool:
+        """Delivers the messages but for known control ones; whether there was data."""
+        is_data = self._exchange.is_data
+        if not messages:
+            return False
+        has_data = True
+        if not all(map(is_data, messages)):
+            messages, has_data = self._sort(life, messages, now)
+        if has_data:
+            life.has_data = True
+            self._watch.data(now)
+            self._backoff.reset()
+            self._enter(State.FLOWING)
+        if messages:
+            self._hand_over(life, messages, received_ns, False)
+        if life.left:
+            left, life.left = life.left, []
+            for symbol in left:
+                self._report.unsubscribed(self.number, symbol)
+        return has_data
+
+    def _sort(self, life: _Life, messages: list[bytes], now: float) -> tuple[list[bytes], bool]:
+        """Of the messages those to deliver, and whether any is data."""
+        kept: list[bytes] = []
+        has_data = False
+        for message in messages:
+            if self._exchange.is_data(message):
+                kept.append(message)
+                has_data = True
+                continue
+            keep = False
+            for event in life.session.receive(message, now):
+                if isinstance(event, base.Data):
+                    keep = has_data = True
+                elif isinstance(event, base.Unknown):
+                    keep = True
+                    self._report.unknown(self.number, event.reason)
+                elif isinstance(event, base.Unsubscribed):
+                    life.left.append(event.symbol)
+                else:
+                    self._handle(life, event, now)
+            if keep:
+                kept.append(message)
+        self._note_answers(life, now)
+        return kept, has_data
+
+    def _take_rare(
+        self,
+        life: _Life,
+        event: framing.Ping | framing.Pong | framing.Binary | framing.Close,
+        received_ns: int,
+    ) -> int:
+        """Handles a frame that is no text; how many messages it was."""
+        if isinstance(event, framing.Binary):
+            life.frames += 1
+            self._report.unknown(self.number, "a binary message")
+            self._hand_over(life, [event.payload], received_ns, True)
+            return 1
+        if isinstance(event, framing.Close) and life.ended is None:
+            echo = framing.NORMAL if event.code == framing.NO_CODE else event.code
+            life.ended = Ended(f"closed {event.code}", event.reason, code=echo)
+        return 0
+
+    def _answer_ping(self, life: _Life, rare: list[framing.Rare], now: float) -> None:
+        """Answers the last ping of a batch, as RFC 6455 5.5.3 allows. Before delivering, which
+        may have to wait for room; in vain is no reason not to deliver."""
+        pings = [event for _, event in rare if isinstance(event, framing.Ping)]
+        if pings:
+            life.pong = pings[-1].payload
+            try:
+                self._send_pong(life, now)
+            except Ended as ended:
+                life.ended = ended
+
+    def _send_pong(self, life: _Life, now: float) -> None:
+        """Sends the pong that is owed, unless the one before was sent just now."""
+        if life.pong is not None and now >= life.pong_after_s:
+            payload, life.pong = life.pong, None
+            life.pong_after_s = now + PONG_INTERVAL_S
+            life.wire.send(framing.PONG, payload, SEND_LIMIT_S, self._wake)
+
+    def _raise_end(self, life: _Life) -> None:
+        if life.ended is not None:
+            ended, life.ended = life.ended, None
+            raise ended
+
+    def _hand_over(
+        self, life: _Life, frames: Sequence[bytes], received_ns: int, binary: bool
+    ) -> None:
+        """Delivers all, however long the ring stays full; gives up only at `stop`."""
+        taken = self._deliver(frames, self.number, received_ns, binary)
+        if taken == len(frames):
+            return
+        # What makes room must know that there is something to read.
+        self._publish()
+        since = self._clock()
+        told = False
+        self._report.full(self.number)
+        while taken < len(frames):
+            frames = frames[taken:]
+            self.pulse.beat()
+            stopped = self._stopped.wait(RETRY_S)
+            taken = self._deliver(frames, self.number, received_ns, binary)
+            self._publish()
+            if stopped:
+                break
+            if not told and self._clock() - since >= _LOG_BLOCKED_AFTER_S:
+                told = True
+                self._log.warning("the ring is full: not reading")
+        seconds = self._clock() - since
+        life.blocked_s += seconds
+        self._watch.forgive(self._clock())
+        if taken < len(frames):
+            # What would follow on the wire has no room either.
+            life.ended = Ended("stopped", code=framing.NORMAL)
+            self._report.lost(self.number, len(frames) - taken)
+            self._log.warning("stopped while the ring was full", lost=len(frames) - taken)
+            return
+        self._report.blocked(self.number, seconds)
+        if told:
+            self._log.info("reading again", blocked_s=round(seconds, 3))
+
+    # --- What the exchange says.
+
+    def _handle(self, life: _Life, event: base.Event, now: float) -> None:
+        match event:
+            case base.Subscribed(symbol):
+                life.refused.discard(symbol)
+                if self._refused.pop(symbol, None) is not None:
+                    self._log.info("subscribed, refused before", symbol=symbol)
+                self._report.subscribed(self.number, symbol)
+            case base.Unsubscribed(symbol):
+                self._report.unsubscribed(self.number, symbol)
+            case base.Refused(symbol, reason) if symbol in life.symbols:
+                life.refused.add(symbol)
+                if self._refused.get(symbol) != reason:
+                    self._refused[symbol] = reason
+                    self._log.warning("refused", symbol=symbol, reason=reason[:200])
+                self._report.refused(self.number, symbol, reason)
+            case base.Unanswered(symbols):
+                detail = f"{len(symbols)} subscriptions, {', '.join(symbols[:5])}"
+                life.ended = life.ended or Ended(
+                    "unanswered", detail, code=framing.NORMAL, drain=True
+                )
+            case base.Shutdown(reason):
+                self._age(life, SHUTDOWN, reason[:200])
+            case base.SystemStatus(status, trading):
+                self._watch.set_trading(trading, now)
+                if status != self._status:
+                    self._status = status
+                    self._log.info("status of the exchange", status=status, trading=trading)
+                if life.trading and not trading:
+                    self._age(life, MAINTENANCE, status)
+                life.trading = trading
+
+    def _note_answers(self, life: _Life, now: float) -> None:
+        """Once per connection, and once per change of its symbols: every symbol is answered."""
+        if life.answered_s < math.inf or life.session.pending:
+            return
+        life.answered_s = now
+        asked, refused = len(life.symbols), len(life.refused)
+        # Where all are refused, another connection would be refused as well; this one stays, to
+        # be told of a listing by the exchange's next disconnect at the latest.
+        self._watch.expect(refused < asked, now)
+        if refused == asked:
+            self._log.warning(
+                "every symbol was refused",
+                symbols=asked,
+                help="the connection stays open without trades: correct the symbols",
+            )
+            return
+        self._enter(State.FLOWING)
+        self._log.info("subscribed", symbols=asked - refused, refused=refused)
+
+    # --- The end.
+
+    def _say_farewell(self, life: _Life, ended: Ended) -> None:
+        """Closes in order, within `FAREWELL_LIMIT_S` and the time that the ring is full. What the
+        peer sent before its own close frame is still taken, so that a stop leaves nothing behind
+        on the wire."""
+        if ended.code is None:
+            return
+        self.pulse.beat(2 * FAREWELL_LIMIT_S)
+        until = self._clock() + FAREWELL_LIMIT_S
+        try:
+            life.wire.send_close(ended.code, FAREWELL_LIMIT_S)
+            while ended.drain and life.wire.wait(until - self._clock(), None):
+                blocked_s = life.blocked_s
+                self._read(life, self._clock())
+                until += life.blocked_s - blocked_s
+                if self._clock() >= until:
+                    break
+        except Ended:
+            return
+
+    def _log_end(self, event: str, ended: Ended, **fields: object) -> None:
+        if self._wake.is_set:
+            reason = "stopped" if self._stopped.is_set() else "replaced"
+            self._log.info(event, reason=reason, **fields)
+        else:
+            self._log.warning(event, reason=ended.reason, detail=ended.detail, **fields)
+
+    def _enter(self, state: State) -> None:
+        if state != self._state:
+            self._state = state
+            self._report.state(self.number, state)
+
+
+def _refusal(error: Exception) -> Ended:
+    """What an exception of the opening means."""
+    if isinstance(error, websocket.WebSocketBadStatusException):
+        said = (error.resp_body or b"")[:200].decode("utf-8", "replace")
+        detail = " ".join(f"{error.status_code} {error.status_message or ''} {said}".split())
+        return Ended(f"http {error.status_code}", detail)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return Ended("tls", f"{error}; a certificate authority of your own: SSL_CERT_FILE")
+    if isinstance(error, ssl.SSLError):
+        return Ended("tls", str(error))
+    if isinstance(error, websocket.WebSocketAddressException):
+        return Ended("unreachable", f"the name can't be looked up: {error}")
+    if isinstance(error, (OSError, websocket.WebSocketTimeoutException)):
+        return Ended("unreachable", str(error) or repr(error))
+    return Ended("handshake", str(error)[:500] or repr(error))
+
+
+def _retry_after_s(error: Exception) -> float:
+    """Of the answer's ``Retry-After`` in seconds, as the exchanges write it; 0: none."""
+    if not isinstance(error, websocket.WebSocketBadStatusException):
+        return 0.0
+    value = str((error.resp_headers or {}).get("retry-after", ""))
+    return float(value) if value.isascii() and value.isdigit() and len(value) < 10 else 0.0
+
+
+def try_handshake(url: str) -> None:
+    """Opens a WebSocket and closes it again.
+
+    :raises Exception: why it can't be opened; the library promises no list.
+    """
+    client = websocket.WebSocket(enable_multithread=False)
+    try:
+        client.connect(  # type: ignore[no-untyped-call]
+            url, timeout=CONNECT_LIMIT_S, suppress_origin=True, redirect_limit=0
+        )
+    finally:
+        client.close(timeout=1)

@@ -1,0 +1,1 @@
+"""``feedmono report``: what an instance did over a time."""

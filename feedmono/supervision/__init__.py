@@ -1,0 +1,1 @@
+"""What the supervisor keeps of exchanges, processes and rings, and the rules it judges them by."""

@@ -1,0 +1,1 @@
+"""``feedmono verify``: the sink held against the ledger."""

@@ -1,0 +1,1 @@
+"""What is told over HTTP: metrics, readiness, a page."""
