@@ -23,6 +23,7 @@ from feedmono.delivery.ids import State
 from feedmono.exchanges.base import Limits
 from feedmono.network import limiter
 from feedmono.ring import RingReader, RingWriter, SalvagedReader
+from feedmono.ring.records import Records
 from feedmono.sinks.segment import list_files
 from feedmono.supervision import snapshot, statelock
 from feedmono.supervision.snapshot import Snapshot
@@ -333,8 +334,8 @@ def test_a_writer_goes_on_above_what_it_gave_however_far_the_clock_was_set_back(
     before.append([b"a"] * 10, ring_layout.FRAME, 0, 1)
     monkeypatch.setattr(time, "time_ns", lambda: DAY_S * 10**9)
     # What was given last can't be read, as where a lap ends, or after a crash of the host.
-    monkeypatch.setattr(RingWriter, "_sequence_before", lambda *_: None)
-    monkeypatch.setattr(RingWriter, "_walk", lambda self, *_: (self.committed, None))
+    monkeypatch.setattr(Records, "sequence_before", lambda *_: None)
+    monkeypatch.setattr(Records, "walk", lambda _, begin, limit, *__: (limit, None))
     assert RingWriter(path).next_sequence == before.next_sequence
 
 

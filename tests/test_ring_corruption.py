@@ -412,7 +412,7 @@ def test_a_ring_is_opened_with_a_clock_that_was_set_back(
     writer.append([b"one", b"two"], FRAME, 0, 1)
     monkeypatch.setattr(time, "time_ns", lambda: 10**9)
     for boot in (ring.boot_id(), b"after the reboot"):
-        monkeypatch.setattr(ring, "boot_id", lambda boot=boot: boot)
+        monkeypatch.setattr(ring.mapped, "boot_id", lambda boot=boot: boot)
         assert RingWriter(path).next_sequence == writer.next_sequence
 
 

@@ -421,7 +421,7 @@ def _twin(request: pytest.FixtureRequest) -> Iterator[Frames]:
 @pytest.fixture
 def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
     """A new ring."""
-    monkeypatch.setattr(ring, "boot_id", lambda: b"one and the same")
+    monkeypatch.setattr(ring.mapped, "boot_id", lambda: b"one and the same")
     path = tmp_path / "empty.ring"
     ring.create(path, MIN_CAPACITY_BYTES, FIRST_SEQUENCE)
     return path.read_bytes()

@@ -53,7 +53,7 @@ def path(tmp_path: Path) -> Path:
 def test_of_a_large_damaged_part_each_read_looks_at_a_slice_and_what_is_behind_comes(
     path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ring, "_SEARCH_BYTES", MIB)
+    monkeypatch.setattr(ring.reader, "_SEARCH_BYTES", MIB)
     begin, end = filled(path, 64 * MIB, 20 * MIB)
     overwrite(path, begin, end, kind)
     reader = RingReader(path)
@@ -75,7 +75,7 @@ def test_damaged_records_behind_one_another_are_work_as_well(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each has a header that may be one's, and a payload to be held against it."""
-    monkeypatch.setattr(ring, "_SEARCH_BYTES", 4 * len(LARGE))
+    monkeypatch.setattr(ring.reader, "_SEARCH_BYTES", 4 * len(LARGE))
     begin, end = filled(path, 4 * MIB, MIB)
     with path.open("r+b") as file:
         for at in range(begin, end, RECORD_BYTES + len(LARGE)):
@@ -94,7 +94,7 @@ def test_damaged_records_behind_one_another_are_work_as_well(
 def test_what_is_appended_while_it_searches_is_found_by_it(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ring, "_SEARCH_BYTES", MIB)
+    monkeypatch.setattr(ring.reader, "_SEARCH_BYTES", MIB)
     begin, end = filled(path, 16 * MIB, 4 * MIB)
     overwrite(path, begin, end + 88, "zeroes")
     reader = RingReader(path)
@@ -110,7 +110,7 @@ def test_what_is_appended_while_it_searches_is_found_by_it(
 
 
 def test_a_seek_ends_a_search(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ring, "_SEARCH_BYTES", MIB)
+    monkeypatch.setattr(ring.reader, "_SEARCH_BYTES", MIB)
     begin, end = filled(path, 16 * MIB, 4 * MIB)
     overwrite(path, begin, end, "zeroes")
     reader = RingReader(path)
@@ -127,13 +127,13 @@ def test_a_header_on_the_border_of_two_chunks_is_found(
     path: Path, chunk: int, offset: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Forwards, backwards and by who reads a file that is no ring any more."""
-    monkeypatch.setattr(ring, "_CHUNK_BYTES", chunk)
+    monkeypatch.setattr(ring.records, "CHUNK_BYTES", chunk)
     ring.create(path, MIB)
     writer = RingWriter(path)
     first = writer.next_sequence
     payloads = [b"a" * (4096 - 64 + offset), b"b" * 5000, b"c", b"d" * 70_000, b"e"]
     assert writer.append(payloads, FRAME, 0, 1) == 5
-    assert writer._sequence_before(writer.committed) == first + 4
+    assert writer._records.sequence_before(writer.committed) == first + 4
     writer.close()
     data = bytearray(path.read_bytes())
     data[HEADER_BYTES + RECORD_BYTES] ^= 1
