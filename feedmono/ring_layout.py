@@ -28,14 +28,19 @@ lower 48 bits, and 16 check bits above them, so that a damaged cursor is seen an
 from __future__ import annotations
 
 import struct
-from typing import Final, NamedTuple
+import zlib
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
 
 MAGIC: Final = b"feedring"
 VERSION: Final = 1
 
 HEADER_BYTES: Final = 4096
+CAPACITY_STEP_BYTES: Final = 4096
+"""Capacities are multiples of it: whole pages."""
 STATIC = struct.Struct("<8sIIQQ16sQQ")
-"""magic, version, crc of the other static fields, capacity, first sequence, boot id, created."""
+"""magic, version, crc of all of it but this crc, capacity, first sequence, boot id, created,
+zero."""
 
 COMMITTED_WORD: Final = 64 // 8
 ACKNOWLEDGED_WORD: Final = 128 // 8
@@ -48,6 +53,7 @@ RECORD_FRONT = struct.Struct("<II")
 """size, crc: what the crc does not cover."""
 RECORD_REST = struct.Struct("<QQHBBI")
 """sequence, received_ns, connection, kind, flags, spare: what the crc begins with."""
+RECORD_KIND_AT: Final = 26
 RECORD_BYTES: Final = RECORD.size
 assert RECORD_BYTES == 32
 assert STATIC.size == 64
@@ -68,7 +74,8 @@ KINDS: Final = (PAD, FRAME, PAGE, EVENT)
 BINARY: Final = 1
 """Flag of a `FRAME` that came as a binary message."""
 
-_POSITION_MASK: Final = (1 << 48) - 1
+POSITION_MASK: Final = (1 << 48) - 1
+"""The part of a cursor's word that is the position."""
 # 2^64 / golden ratio: multiplying spreads each bit of the position over the upper bits.
 _MIX: Final = 0x9E3779B97F4A7C15
 
@@ -85,6 +92,17 @@ class Record(NamedTuple):
     kind: int
     flags: int
     payload: bytes
+
+
+def whole_capacity(wanted_bytes: int) -> int:
+    """The smallest capacity of at least so many bytes."""
+    return (wanted_bytes + CAPACITY_STEP_BYTES - 1) & -CAPACITY_STEP_BYTES
+
+
+def static_crc(fields: Sequence[Any]) -> int:
+    """What stands third in `STATIC`'s *fields*, whatever stands there."""
+    magic, version, _, *tail = fields
+    return zlib.crc32(STATIC.pack(magic, version, 0, *tail))
 
 
 def record_bytes(size_bytes: int) -> int:
@@ -110,5 +128,5 @@ def cursor_word(position: int) -> int:
 
 def cursor_position(word: int) -> int | None:
     """The position in a word, or None if its check bits do not fit."""
-    position = word & _POSITION_MASK
+    position = word & POSITION_MASK
     return position if cursor_word(position) == word and not position % ALIGNMENT else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import time
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +30,7 @@ def create(path: Path, capacity_bytes: int, first_sequence: int | None = None) -
     """
     if not layout.MIN_CAPACITY_BYTES <= capacity_bytes <= layout.MAX_CAPACITY_BYTES:
         raise RingError(f"ring {path}: capacity {capacity_bytes} B is out of range")
-    capacity_bytes = (capacity_bytes + 4095) & -4096
+    capacity_bytes = layout.whole_capacity(capacity_bytes)
     if first_sequence is None:
         first_sequence = time.time_ns() // 1000
     fresh = path.with_name(path.name + ".new")
@@ -55,7 +54,7 @@ def create(path: Path, capacity_bytes: int, first_sequence: int | None = None) -
 
 def _static(capacity_bytes: int, first_sequence: int) -> bytes:
     tail = (capacity_bytes, first_sequence, mapped.boot_id(), time.time_ns(), 0)
-    crc = zlib.crc32(layout.STATIC.pack(layout.MAGIC, layout.VERSION, 0, *tail))
+    crc = layout.static_crc((layout.MAGIC, layout.VERSION, 0, *tail))
     return layout.STATIC.pack(layout.MAGIC, layout.VERSION, crc, *tail)
 
 
@@ -107,7 +106,7 @@ def prepare(path: Path, capacity_bytes: int, least_sequence: int = 0) -> Prepare
     :raises RingError: there is no room or no right for it; what was there is untouched then, but
         for an empty ring.
     """
-    wanted = (capacity_bytes + 4095) & -4096
+    wanted = layout.whole_capacity(capacity_bytes)
     first_sequence = max(time.time_ns() // 1000, least_sequence)
     set_aside: Path | None = None
     reason = ""

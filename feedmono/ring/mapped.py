@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import zlib
 from pathlib import Path
 
 from feedmono import ring_layout as layout
@@ -41,20 +40,24 @@ class Ring:
     """The mapped file, to be looked at; what writer and reader share."""
 
     def __init__(self, path: Path) -> None:
+        """Opens it; one cursor that is damaged is stored again as the records tell.
+
+        :raises ForeignRingError: this is no ring, or a damaged one.
+        :raises RingError: it can't be opened.
+        """
         self.path = path
         self._map = self._mapped()
         size_bytes = len(self._map)
         fields = layout.STATIC.unpack_from(self._map)
-        magic, version, crc, capacity, first, boot, created, zero = fields
-        fields = (magic, version, 0, capacity, first, boot, created, zero)
+        magic, version, crc, capacity, first, boot, *_ = fields
         if magic != layout.MAGIC:
             raise ForeignRingError(f"ring {path}: this is no ring")
         if version != layout.VERSION:
             raise ForeignRingError(f"ring {path}: layout {version}, known is {layout.VERSION}")
-        if zlib.crc32(layout.STATIC.pack(*fields)) != crc:
+        if layout.static_crc(fields) != crc:
             raise ForeignRingError(f"ring {path}: its header is damaged")
         # Whoever forged the header can forge its crc as well.
-        if capacity % 4096 or capacity < layout.MIN_CAPACITY_BYTES:
+        if capacity % layout.CAPACITY_STEP_BYTES or capacity < layout.MIN_CAPACITY_BYTES:
             raise ForeignRingError(f"ring {path}: no ring has {capacity} B")
         if size_bytes != HEADER_BYTES + capacity:
             raise ForeignRingError(f"ring {path}: {size_bytes} B are not header and {capacity} B")
@@ -100,16 +103,18 @@ class Ring:
 
     @property
     def committed(self) -> int:
-        """The position up to which records are there."""
-        return self._words[COMMITTED_WORD] & 0xFFFF_FFFF_FFFF
+        """The position up to which records are there; its check bits are not looked at."""
+        return self._words[COMMITTED_WORD] & layout.POSITION_MASK
 
     @property
     def acknowledged(self) -> int:
-        """The position up to which the space may be used again."""
-        return self._words[ACKNOWLEDGED_WORD] & 0xFFFF_FFFF_FFFF
+        """The position up to which the space may be used again; its check bits are not looked
+        at."""
+        return self._words[ACKNOWLEDGED_WORD] & layout.POSITION_MASK
 
     @property
     def used_bytes(self) -> int:
+        """What is committed and not acknowledged, what fills the ends of laps included."""
         return self.committed - self.acknowledged
 
     def close(self) -> None:

@@ -171,12 +171,14 @@ class RingReader(Ring):
                 last = record.sequence
                 records.append(record)
         if self._position < self._old_end and last >= self._old_below:
+            # An append that was under way has used room behind these.
             records = [r for r in records if r.sequence < self._old_below]
+            position, last = self._position, self._last_sequence
             if records:
                 position, last = records[-1].end, records[-1].sequence
             else:
                 self._looks = _LOOKS
-                position, last = self._doubt(self._position, self._last_sequence, committed)
+                position, last = self._doubt(position, last, committed)
         self._position, self._last_sequence = position, last
         return records
 

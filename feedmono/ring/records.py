@@ -21,7 +21,6 @@ from feedmono.ring_layout import (
 
 # So much is looked through at once for headers: a millisecond's work.
 CHUNK_BYTES = 1 << 20
-_KIND_AT = 26
 # By the byte where a kind may stand: whether it is one that is handed out.
 _HANDED_OUT = bytes(kind in layout.KINDS and kind != PAD for kind in range(256))
 
@@ -30,7 +29,7 @@ def headers(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Where in *data*, at every eighth byte, the header of a record that is handed out may stand:
     its place, and the size and the sequence that it tells. Zeroes and text have none, noise has
     next to none."""
-    kinds = data[_KIND_AT :: layout.ALIGNMENT].translate(_HANDED_OUT)
+    kinds = data[layout.RECORD_KIND_AT :: layout.ALIGNMENT].translate(_HANDED_OUT)
     behind = len(data) - RECORD_BYTES
     found = kinds.find(1)
     while found >= 0 and (at := found * layout.ALIGNMENT) <= behind:

@@ -53,7 +53,11 @@ class SalvagedReader:
         """Tells of a place in the file whether what stands there was not acknowledged."""
         data = self._data
         capacity = len(data) - HEADER_BYTES
-        if capacity <= 0 or capacity % 4096 or _stated_capacity(data) not in (None, capacity):
+        if (
+            capacity <= 0
+            or capacity % layout.CAPACITY_STEP_BYTES
+            or _stated_capacity(data) not in (None, capacity)
+        ):
             return lambda _: True
         words = [
             cursor_position(int.from_bytes(data[word * 8 : word * 8 + 8], "little"))
@@ -86,7 +90,7 @@ class SalvagedReader:
         if kind not in layout.KINDS or kind == PAD or size > len(data) - body_at:
             return None
         body = data[body_at : body_at + size]
-        if zlib.crc32(body, zlib.crc32(data[at + 8 : body_at])) != crc:
+        if zlib.crc32(body, zlib.crc32(data[at + layout.RECORD_FRONT.size : body_at])) != crc:
             return None
         return Record(end, sequence, received_ns, connection, kind, flags, body)
 
@@ -121,6 +125,6 @@ class SalvagedReader:
 
 def _stated_capacity(data: mmap.mmap | bytes) -> int | None:
     """The capacity that a header tells; None if the header is damaged."""
-    magic, version, crc, capacity, *tail = layout.STATIC.unpack_from(data)
-    intact = zlib.crc32(layout.STATIC.pack(magic, version, 0, capacity, *tail)) == crc
-    return capacity if intact and magic == layout.MAGIC else None
+    fields = layout.STATIC.unpack_from(data)
+    magic, _, crc, capacity, *_ = fields
+    return capacity if magic == layout.MAGIC and layout.static_crc(fields) == crc else None

@@ -99,42 +99,30 @@ class RingWriter(Ring):
         Fewer than all: the ring is full. Events may use the room that frames leave to them, and
         so may the *last* frames before a stop.
 
-        :raises ValueError: a payload above `feedmono.ring_layout.max_payload_bytes`.
+        :raises ValueError: a payload above `feedmono.ring_layout.max_payload_bytes`; none of them
+            is taken then.
         """
         with self._lock:
             reserve = last or kind == layout.EVENT
             room_bytes = self._last_room_bytes if reserve else self._room_bytes
-            return self._append(payloads, kind, connection, received_ns, flags, room_bytes)
-
-    def _append(
-        self,
-        payloads: Sequence[bytes],
-        kind: int,
-        connection: int,
-        received_ns: int,
-        flags: int,
-        room_bytes: int,
-    ) -> int:
-        taken, position = native.frames.append(
-            self._map,
-            self.capacity_bytes,
-            self._position,
-            self.acknowledged + room_bytes,
-            self._largest_bytes,
-            self._sequence,
-            received_ns,
-            connection,
-            kind,
-            flags,
-            payloads,
-        )
-        if taken < len(payloads):
-            size = len(payloads[taken])
-            if size > self._largest_bytes:
+            taken, position = native.frames.append(
+                self._map,
+                self.capacity_bytes,
+                self._position,
+                self.acknowledged + room_bytes,
+                self._largest_bytes,
+                self._sequence,
+                received_ns,
+                connection,
+                kind,
+                flags,
+                payloads,
+            )
+            if taken < len(payloads) and (size := len(payloads[taken])) > self._largest_bytes:
                 raise ValueError(f"{size} B are too large for ring {self.path}")
-        if taken:
-            self._commit(position, self._sequence + taken)
-        return taken
+            if taken:
+                self._commit(position, self._sequence + taken)
+            return taken
 
     def _commit(self, position: int, sequence: int) -> None:
         # The sequence first: killed in between, a number is skipped; the other way round one
