@@ -165,7 +165,7 @@ SINK_ERROR_KINDS: Final = {
 
 
 def reconnect_field(reason: str) -> Field:
-    """The field of a reason to reconnect (`feedmono.network.connection.Report.reconnect`),
+    """The field of a reason to reconnect (`feedmono.network.contract.Report.reconnect`),
     whose details (a status, a code) are left out."""
     words = reason.split()
     first = words[0] if words else ""

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from feedmono import cli, reader, serializer
+from feedmono.delivery.loop import Delivery
 from feedmono.network.connection import Connection
-from feedmono.serializer import Serializer
 
 _FILE = Path(os.environ["SICK_FILE"])
 _LEAK_BYTES = 4 << 20
@@ -67,7 +67,7 @@ def _ill_at_start(role: str, healthy: Callable[..., int]) -> Callable[..., int]:
 
 def main(arguments: Sequence[str]) -> int:
     """The command, in processes that can fall ill."""
-    Serializer.step = _ill(Serializer.step)  # type: ignore[method-assign]
+    Delivery.step = _ill(Delivery.step)  # type: ignore[method-assign]
     Connection._read = _ill(Connection._read)  # type: ignore[method-assign]
     serializer.main = _ill_at_start("serializer", serializer.main)
     reader.main = _ill_at_start("reader", reader.main)

@@ -13,7 +13,8 @@ from toy import Desk, Dice, Events, Toy, events, limits, running, trades, welcom
 from wsserver import BINARY, CLOSE, PING, PONG, TEXT, Peer, Server, frame
 
 from feedmono.network import connection
-from feedmono.network.connection import AGE_JITTER, FAREWELL_LIMIT_S, PONG_INTERVAL_S, State
+from feedmono.network.connection import AGE_JITTER, FAREWELL_LIMIT_S, PONG_INTERVAL_S
+from feedmono.network.contract import State
 
 __all__ = ["events"]
 

@@ -20,9 +20,10 @@ from cryptography.x509.oid import NameOID
 from toy import Desk, Dice, Events, Toy, events, make, running, trades, welcome, wire
 from wsserver import CLOSE, PONG, TEXT, Peer, Server, accept, answer, frame
 
-from feedmono.network import connection
-from feedmono.network.connection import State
-from feedmono.network.wire import Ended, Opening, Wake, Wire
+from feedmono.network import connection, handshake
+from feedmono.network.contract import State
+from feedmono.network.handshake import Opening
+from feedmono.network.wire import Ended, Wake, Wire
 
 __all__ = ["events"]
 
@@ -116,10 +117,10 @@ def test_a_handshake_that_trickles_in_is_given_up_at_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each byte alone comes in time: the limit holds for all of them together."""
-    monkeypatch.setattr(connection, "CONNECT_LIMIT_S", 0.4)
+    monkeypatch.setattr(handshake, "CONNECT_LIMIT_S", 0.4)
     gone = threading.Event()
 
-    def handshake(sock: socket.socket, request: str, number: int) -> bool:
+    def trickle(sock: socket.socket, request: str, number: int) -> bool:
         if number:
             return accept(sock, request, number)
         try:
@@ -131,7 +132,7 @@ def test_a_handshake_that_trickles_in_is_given_up_at_the_limit(
         return False
 
     desk = Desk()
-    with Server(flow, handshake=handshake) as server, running(tmp_path, server.url, desk):
+    with Server(flow, handshake=trickle) as server, running(tmp_path, server.url, desk):
         desk.wait(lambda: desk.payloads == [b"trade 1"])
         assert gone.wait(10), "the abandoned attempt kept its socket"
     assert desk.reconnects == ["unreachable"]

@@ -11,7 +11,7 @@ from toy import Desk, Events, events, limits, running
 
 from feedmono.exchanges import load
 from feedmono.exchanges.base import Undecodable
-from feedmono.network.connection import State
+from feedmono.network.contract import State
 from feedmono.trade import STREAM
 
 __all__ = ["events"]

@@ -22,13 +22,13 @@ from feedmono.delivery.backfill import Backfill
 from feedmono.delivery.coverage import News
 from feedmono.delivery.ids import State
 from feedmono.delivery.ledger import Ledger
+from feedmono.delivery.loop import Delivery, Parts
 from feedmono.delivery.normalizer import Normalizer
 from feedmono.delivery.seen import Seen
 from feedmono.exchanges import load
 from feedmono.exchanges.base import PageRequest
 from feedmono.network.metadata import CanonicalSymbols
 from feedmono.ring_layout import EVENT, FRAME, PAGE
-from feedmono.serializer import Parts, Serializer
 from feedmono.sinks.files import FilesSink, read_trades
 
 LAST = 40
@@ -103,11 +103,11 @@ class Rig:
         counters = Counters.create(folder / "counters")
         normalizer = Normalizer(exchange, canonical, seen, backfill, counters, log.get())
         parts = Parts(normalizer, seen, backfill, self.sink, self.ledger, News(0.001))
-        self.serializer = Serializer(self.reader, parts, counters, 8)
+        self.loop = Delivery(self.reader, parts, counters, 8)
 
     def run(self) -> None:
         """Until everything is delivered, and an orderly end."""
-        serializer = self.serializer
+        serializer = self.loop
         while not (serializer.idle and not self.reader.used_bytes):
             if not serializer.step(hurry=True):
                 self.sink.flush()

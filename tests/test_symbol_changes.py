@@ -22,7 +22,7 @@ from feedmono import workers
 from feedmono.counters import Field
 from feedmono.exchanges.base import Limits, Market
 from feedmono.network import connection, metadata
-from feedmono.network.connection import State
+from feedmono.network.contract import State
 
 __all__ = ["events"]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from test_backfill import Rig as Asking
 from test_backfill import by_rest
+from test_delivery_loop import Rig, frame
 from test_metadata import config
-from test_serializer import Rig, frame
 
 from feedmono import messages, workers
 from feedmono.counters import Field

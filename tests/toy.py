@@ -22,7 +22,8 @@ from feedmono import log
 from feedmono.config import ConnectionsConfig
 from feedmono.exchanges import base
 from feedmono.exchanges.base import Event, Exchange, Limits, Market, PageRequest, Session
-from feedmono.network.connection import Connection, State
+from feedmono.network.connection import Connection
+from feedmono.network.contract import State
 from feedmono.network.limiter import AttemptLimiter
 
 LIMIT_S = 20.0
@@ -240,7 +241,6 @@ class Desk:
         self.offers = 0
         self.frames = 0
         self.size_bytes = 0
-        self.data_reads = 0
 
     @property
     def payloads(self) -> list[bytes]:
@@ -280,11 +280,10 @@ class Desk:
             self.states.append(state)
             self._changed.notify_all()
 
-    def received(self, number: int, frames: int, size_bytes: int, data: bool) -> None:
+    def received(self, number: int, frames: int, size_bytes: int) -> None:
         with self._changed:
             self.frames += frames
             self.size_bytes += size_bytes
-            self.data_reads += data
             self._changed.notify_all()
 
     def reconnect(self, number: int, reason: str) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from feedmono import exchanges
 from feedmono.commands.check import Probe
 from feedmono.config import Config, ExchangeConfig
-from feedmono.network import connection, rest
+from feedmono.network import handshake, rest
 
 
 def probe(config: Config) -> list[Probe]:
@@ -49,5 +49,5 @@ def _rest(config: ExchangeConfig) -> str:
 
 def _websocket(config: ExchangeConfig) -> str:
     exchange = exchanges.load(config.name)
-    connection.try_handshake(config.ws_url + exchange.session(config.symbols[:1]).path)
+    handshake.try_handshake(config.ws_url + exchange.session(config.symbols[:1]).path)
     return f"{config.ws_url} opens a WebSocket"

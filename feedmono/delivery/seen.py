@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from feedmono.delivery.ids import Ids, Outcome
 from feedmono.trade import BACKFILL, Trade
@@ -21,6 +22,17 @@ UNSUBSCRIBED = "unsubscribed"
 """The cause of a hole over a time in which nobody wanted the symbol."""
 
 _MAX_EVENTS = 1000
+
+
+class Counts(NamedTuple):
+    """What came out about missing trades."""
+
+    found: int
+    """Holes,"""
+    found_trades: int
+    """and the ids in them."""
+    backfilled: int
+    late: int
 
 
 class Seen:
@@ -44,10 +56,8 @@ class Seen:
         self.max_trades = max_trades
         self.cause = ""
         """Of the holes that the last frame has opened."""
-        self.counts_changed = False
-        """Whether any of the next four did; the caller resets all five."""
         self.found = 0
-        """How many holes were found."""
+        """How many holes were found; as the next three, since `take_counts`."""
         self.found_trades = 0
         """How many ids were in them."""
         self.backfilled = 0
@@ -60,6 +70,12 @@ class Seen:
         self._unsubscribed: dict[str, int] = {}
         """Where in the ring a symbol's subscription ended last."""
         self._begun = sequence
+
+    def take_counts(self) -> Counts:
+        """What was counted since the last call."""
+        counts = Counts(self.found, self.found_trades, self.backfilled, self.late)
+        self.found = self.found_trades = self.backfilled = self.late = 0
+        return counts
 
     def happened(self, cause: str, sequence: int) -> None:
         """Something that loses trades, at that place of the ring."""
@@ -116,10 +132,8 @@ class Seen:
         if origin == BACKFILL:
             # Beyond the last one as well: REST has shown what no later trade had revealed.
             self.backfilled += 1
-            self.counts_changed = True
         elif outcome is Outcome.FILLED:
             self.late += 1
-            self.counts_changed = True
         if outcome is Outcome.EPOCH:
             self.begun_anew.append(symbol)
         elif outcome is Outcome.FAR:
@@ -130,7 +144,6 @@ class Seen:
             self.touched.add(symbol)
             self.found += ids.found - found
             self.found_trades += ids.found_trades - found_trades
-            self.counts_changed = True
         if ids.folded > folded:
             self.folded.append(symbol)
         ids.changes = {}
@@ -158,4 +171,3 @@ class Seen:
         self.touched.add(trade.symbol)
         self.found += 1
         self.found_trades += 1
-        self.counts_changed = True

@@ -1,11 +1,11 @@
 """One WebSocket to an exchange: opened, read in bulk, watched, and opened again when it ends.
 
-websocket-client makes the connection (TLS, proxies, handshake). Then its socket is taken over:
+websocket-client makes the connection (`feedmono.network.handshake`). Then its socket is taken over:
 whatever has arrived is read at once, cut by `framing` and handed on in batches: 0.7 µs of CPU a
 frame of 180 bytes, where the library's ``recv_data`` takes 15 and its ``recv``, which checks
-UTF-8 in Python, 60. Reads downward like the life of a connection:
-wait for the turn, open, flow, end. Before it is to end it says so, and goes on: its successor
-is another `Connection`, see `feedmono.network.slots`.
+UTF-8 in Python, 60. Reads downward like the life of a connection: wait for the turn, open, flow,
+end. Before it is to end it says so, and goes on: its successor is another `Connection`, see
+`feedmono.network.slots`.
 
 An operator's own certificate authority is added by OpenSSL's variables ``SSL_CERT_FILE`` or
 ``SSL_CERT_DIR``, a proxy by ``https_proxy``, ``http_proxy`` and ``no_proxy``.
@@ -16,29 +16,23 @@ from __future__ import annotations
 import contextlib
 import math
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
 from random import Random
-from typing import Protocol
-
-import websocket
 
 from feedmono.config import ConnectionsConfig
 from feedmono.exchanges import base
 from feedmono.exchanges.base import Exchange, Session
 from feedmono.heartbeat import BEAT_S, Pulse
 from feedmono.log import Log
-from feedmono.network import framing
+from feedmono.network import framing, handshake
+from feedmono.network.contract import AGE, MAINTENANCE, SHUTDOWN, Deliver, Report, State
 from feedmono.network.limiter import AttemptLimiter, Backoff, steady_time
 from feedmono.network.watch import Watch
-from feedmono.network.wire import READ_BYTES, WAIT_LIMIT_S, Ended, Opening, Wake, Wire
+from feedmono.network.wire import READ_BYTES, WAIT_LIMIT_S, Ended, Wake, Wire
 
-CONNECT_LIMIT_S = 10.0
-"""For name lookup, TCP, TLS and handshake together."""
 SEND_LIMIT_S = 5.0
 """A peer that takes none of our few bytes for so long is gone."""
 FAREWELL_LIMIT_S = 1.0
@@ -55,96 +49,13 @@ AGE_SHARE = 0.95
 """Of the age at which the exchange ends a connection: when it is to be replaced at the latest."""
 AGE_JITTER = 0.05
 """By what share it may be replaced earlier, so that not all are at the same moment."""
-AGE, SHUTDOWN, MAINTENANCE = "age", "shutdown", "maintenance"
-"""Why a connection is to be replaced."""
 
-# Asked for before connecting, so that the window scale fits. With the kernel's own 128 KiB a
-# reader that is busy elsewhere holds 250 KB of small frames, with 4 MiB 1.8 MB (Linux 6.18,
-# measured on loopback); a host's net.core.rmem_max may give less.
-_RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024
 _LOG_BLOCKED_AFTER_S = 1.0
 # Of small frames about eighty: company enough.
 _COMPANY_BYTES = 16 * 1024
 # Between two reads while trades come closer than that: a read costs a hundred times as much as one
 # more frame in it, and a stamp is late by as much.
 _REST_S = 0.002
-
-
-class State(IntEnum):
-    """What a connection is doing."""
-
-    CONNECTING = 0
-    SUBSCRIBING = 1
-    """Open; not all symbols are answered, and no data came yet."""
-    FLOWING = 2
-    WAITING = 3
-    """Not connected: backoff, or the exchange's limit of attempts."""
-    STOPPED = 4
-
-
-class Deliver(Protocol):
-    """Where frames go: the ring."""
-
-    def __call__(
-        self, frames: Sequence[bytes], connection: int, received_ns: int, binary: bool
-    ) -> int:
-        """Takes whole messages in their order; *received_ns* is Unix time.
-
-        Returns how many it took from the front. Fewer than all: there is no room now; the
-        connection keeps the others, stops reading, and asks again every `RETRY_S`.
-        """
-        ...
-
-
-class Report(Protocol):
-    """What a connection tells of itself. Called from its thread, on the hot path: must be cheap
-    and must not block."""
-
-    def state(self, number: int, state: State) -> None:
-        """The state changed."""
-
-    def received(self, number: int, frames: int, size_bytes: int, data: bool) -> None:
-        """One read from the socket: whole messages in it, bytes on the wire (of TLS: inside it),
-        whether trades were among them."""
-
-    def reconnect(self, number: int, reason: str) -> None:
-        """A connection, or an attempt at one, ended without `stop` or `retire`; another will
-        follow, unless `make_last` forbids.
-
-        *reason*: ``unreachable``, ``tls``, ``http <status>``, ``handshake``, ``lost``,
-        ``closed <code>``, ``silent``, ``stale``, ``unanswered``, ``unsent``, ``too large``,
-        ``protocol error``. The state before was `SUBSCRIBING` or `FLOWING` if it was open.
-        """
-
-    def aging(self, number: int, reason: str) -> None:
-        """The connection will end before long and is to be replaced; it goes on until `retire`.
-        Once per connection made. *reason*: `AGE`, `SHUTDOWN`, `MAINTENANCE`."""
-
-    def ready(self, number: int) -> None:
-        """Every symbol is answered, and data came or `READY_AFTER_S` passed: no predecessor is
-        needed any more. Once per connection made."""
-
-    def subscribed(self, number: int, symbol: str) -> None:
-        """The exchange acknowledged the symbol, on this connection."""
-
-    def unsubscribed(self, number: int, symbol: str) -> None:
-        """The symbol's subscription has ended, on this connection; everything that came before
-        is delivered."""
-
-    def refused(self, number: int, symbol: str, reason: str) -> None:
-        """The exchange refused the symbol, on this connection."""
-
-    def unknown(self, number: int, reason: str) -> None:
-        """A message that the exchange is not known to send; it was delivered all the same."""
-
-    def full(self, number: int) -> None:
-        """The ring has no room: the socket is not read until `blocked` is told."""
-
-    def blocked(self, number: int, seconds: float) -> None:
-        """The ring had no room for so long, and the socket was not read; it is over now."""
-
-    def lost(self, number: int, frames: int) -> None:
-        """So many received messages found no room before `stop`: they are gone."""
 
 
 @dataclass(slots=True)
@@ -161,12 +72,13 @@ class _Life:
     """When it is to be replaced."""
     frames: int = 0
     has_data: bool = False
+    """Whether it has brought a trade."""
     answered_s: float = math.inf
     """When no symbol was pending any more, those that came later included."""
     aging: bool = False
-    """It was told that it is to be replaced,"""
+    """It was told that it is to be replaced."""
     ready: bool = False
-    """and that it needs no predecessor."""
+    """It was told that it needs no predecessor."""
     trading: bool = False
     """What the exchange said last."""
     blocked_s: float = 0.0
@@ -174,15 +86,17 @@ class _Life:
     traded_s: float = -math.inf
     """When trades were read last."""
     untold_bytes: int = 0
-    """How much was read since the last `publish`,"""
+    """How much was read since the serializer was woken last."""
     tell_s: float = math.inf
-    """and when the next one is due."""
+    """When it is to be woken for that at the latest."""
     refused: set[str] = field(default_factory=set)
+    """Those of its symbols that the exchange refused."""
     left: list[str] = field(default_factory=list)
     """Symbols whose subscriptions ended, to be told behind the batch at hand."""
     pong: bytes | None = None
     """The payload of the last ping, while it is to be answered."""
     pong_after_s: float = -math.inf
+    """No pong is sent before."""
     ended: Ended | None = None
     """Why it will end, once the batch at hand is delivered."""
 
@@ -245,12 +159,14 @@ class Connection:
         self._random = random
         self._delay_s = delay_s
         self._clock = clock
-        self._wake = Wake()
+        self._ending = Wake()
+        """Set by `stop` and `retire`."""
         self.pulse = Pulse()
         """Beats while `run` comes round."""
         self._changed = Wake()
         self._stopped = threading.Event()
         self._last = False
+        """Whether no other follows when it ends."""
         self._backoff = Backoff(limits.backoff_cap_s, random)
         self._watch = Watch(limits.silence_limit_s, limits.stale_limit_s)
         self._buffer = memoryview(bytearray(READ_BYTES))
@@ -262,7 +178,7 @@ class Connection:
         """Ends `run` soon, from any thread: at once while it waits or connects, else after an
         orderly close of at most `FAREWELL_LIMIT_S`."""
         self._stopped.set()
-        self._wake.set()
+        self._ending.set()
 
     def set_symbols(self, symbols: Sequence[str]) -> None:
         """From any thread: from now on it is to serve these. An open connection subscribes and
@@ -280,7 +196,7 @@ class Connection:
         """As `stop`, but nothing that was received is given up: where the ring is full it waits
         for room."""
         self._last = True
-        self._wake.set()
+        self._ending.set()
 
     def run(self) -> None:
         """The thread's life: connect, flow, reconnect, until `stop`, `retire` or the end that
@@ -289,7 +205,7 @@ class Connection:
         What goes wrong with the network or the exchange is logged, reported and tried again. Any
         other exception (the ring's, a bug's) leaves it: the process can't go on capturing.
         """
-        self._wake.open()
+        self._ending.open()
         self._changed.open()
         try:
             first = True
@@ -298,7 +214,7 @@ class Connection:
                     self._wait_for_turn(first)
                     self._live()
                 except Ended as ended:
-                    if self._wake.is_set:
+                    if self._ending.is_set:
                         return
                     self._report.reconnect(self.number, ended.reason)
                     if self._last:
@@ -307,7 +223,7 @@ class Connection:
         finally:
             self._enter(State.STOPPED)
             self._changed.close()
-            self._wake.close()
+            self._ending.close()
 
     # --- Before: the turn, the opening.
 
@@ -321,7 +237,7 @@ class Connection:
         told = False
         while True:
             self.pulse.beat(min(wait_s, WAIT_LIMIT_S))
-            if self._wake.wait(wait_s):
+            if self._ending.wait(wait_s):
                 raise Ended("stopped")
             wait_s = self._limiter.reserve(steady_time())
             if wait_s == 0.0:
@@ -337,7 +253,7 @@ class Connection:
 
     def _live(self) -> None:
         """One connection from its handshake to its end, which it raises."""
-        self.pulse.beat(CONNECT_LIMIT_S)
+        self.pulse.beat(handshake.CONNECT_LIMIT_S)
         self._enter(State.CONNECTING)
         symbols = self._symbols
         session = self._exchange.session(symbols)
@@ -368,30 +284,15 @@ class Connection:
         return limit_s * (1.0 - AGE_JITTER * self._random.random())
 
     def _open(self, url: str) -> socket.socket:
-        """A socket on which the WebSocket handshake is done; nothing behind it was read, as the
-        library reads the answer byte by byte.
+        """A socket on which the WebSocket handshake is done.
 
         :raises Ended: it did not come about, or `stop` was called.
         """
-        client = websocket.WebSocket(
-            sockopt=[(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)],
-            enable_multithread=False,
-        )
-
-        def connect() -> socket.socket:
-            # No redirects: one could lead from TLS to plain text.
-            client.connect(  # type: ignore[no-untyped-call]
-                url, timeout=CONNECT_LIMIT_S, suppress_origin=True, redirect_limit=0
-            )
-            assert client.sock is not None, "connected"
-            return client.sock
-
         try:
-            return Opening(connect, lambda: client.sock).result(CONNECT_LIMIT_S, self._wake)
+            return handshake.open_socket(url, self._ending)
         except Exception as error:  # the library promises no list of what it raises
-            ended = _refusal(error)
-            hold_s = _retry_after_s(error)
-            if hold_s:
+            ended = handshake.refusal(error)
+            if hold_s := handshake.retry_after_s(error):
                 self._limiter.hold(steady_time(), hold_s)
             self._log_end("not connected", ended)
             raise ended from error
@@ -412,13 +313,13 @@ class Connection:
             if session.next_poll_s() <= now:
                 self._send_due(life, now)
             if watch.ping_due(now):
-                wire.send(framing.PING, b"", SEND_LIMIT_S, self._wake)
+                wire.send(framing.PING, b"", SEND_LIMIT_S, self._ending)
             until = min(session.next_poll_s(), watch.next_s(), life.next_s(), life.tell_s)
             if life.pong is not None:
                 self._send_pong(life, now)
                 until = min(until, life.pong_after_s)
-            readable = wire.wait(min(until - now, BEAT_S), self._wake, self._changed)
-            if self._wake.is_set:
+            readable = wire.wait(min(until - now, BEAT_S), self._ending, self._changed)
+            if self._ending.is_set:
                 raise Ended("stopped", code=framing.NORMAL, drain=True)
             now = self._clock()
             if readable:
@@ -460,7 +361,7 @@ class Connection:
         """Sends what the session wants sent by now."""
         messages, events = life.session.poll(now)
         for message in messages:
-            life.wire.send(framing.TEXT, message.encode(), SEND_LIMIT_S, self._wake)
+            life.wire.send(framing.TEXT, message.encode(), SEND_LIMIT_S, self._ending)
         for event in events:
             self._handle(life, event, now)
         self._note_answers(life, now)
@@ -491,22 +392,30 @@ class Connection:
                 done = after
                 frames += self._take_rare(life, event, received_ns)
             has_data |= self._take(life, messages[done:], received_ns, now)
-        self._report.received(self.number, frames, len(data), has_data)
+        self._report.received(self.number, frames, len(data))
         if cut.error is not None and life.ended is None:
             reason = "too large" if isinstance(cut.error, framing.TooLarge) else "protocol error"
             life.ended = Ended(reason, str(cut.error), code=cut.error.code)
+        rest_s = self._tell_or_linger(life, len(data), has_data, now, linger_s)
+        self._raise_end(life)
+        if rest_s:
+            self._ending.wait(rest_s)
+
+    def _tell_or_linger(
+        self, life: _Life, size_bytes: int, has_data: bool, now: float, linger_s: float
+    ) -> float:
+        """Has what was read worked on, at once or later; how long to rest before the next read."""
         since_s = math.inf
         if has_data:
             since_s = now - life.traded_s
             life.traded_s = now
         company = since_s < linger_s
-        life.untold_bytes += len(data)
+        life.untold_bytes += size_bytes
         life.tell_s = min(life.tell_s, now + linger_s)
         if not company or life.untold_bytes >= _COMPANY_BYTES or now >= life.tell_s:
             self._tell(life)
-        self._raise_end(life)
-        if company and since_s < 2 * _REST_S and len(data) < _COMPANY_BYTES:
-            self._wake.wait(min(linger_s, _REST_S))
+        rests = company and since_s < 2 * _REST_S and size_bytes < _COMPANY_BYTES
+        return min(linger_s, _REST_S) if rests else 0.0
 
     def _tell(self, life: _Life) -> None:
         """Has everything that was delivered worked on."""
@@ -593,7 +502,7 @@ class Connection:
         if life.pong is not None and now >= life.pong_after_s:
             payload, life.pong = life.pong, None
             life.pong_after_s = now + PONG_INTERVAL_S
-            life.wire.send(framing.PONG, payload, SEND_LIMIT_S, self._wake)
+            life.wire.send(framing.PONG, payload, SEND_LIMIT_S, self._ending)
 
     def _raise_end(self, life: _Life) -> None:
         if life.ended is not None:
@@ -710,7 +619,7 @@ class Connection:
             return
 
     def _log_end(self, event: str, ended: Ended, **fields: object) -> None:
-        if self._wake.is_set:
+        if self._ending.is_set:
             reason = "stopped" if self._stopped.is_set() else "replaced"
             self._log.info(event, reason=reason, **fields)
         else:
@@ -720,42 +629,3 @@ class Connection:
         if state != self._state:
             self._state = state
             self._report.state(self.number, state)
-
-
-def _refusal(error: Exception) -> Ended:
-    """What an exception of the opening means."""
-    if isinstance(error, websocket.WebSocketBadStatusException):
-        said = (error.resp_body or b"")[:200].decode("utf-8", "replace")
-        detail = " ".join(f"{error.status_code} {error.status_message or ''} {said}".split())
-        return Ended(f"http {error.status_code}", detail)
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return Ended("tls", f"{error}; a certificate authority of your own: SSL_CERT_FILE")
-    if isinstance(error, ssl.SSLError):
-        return Ended("tls", str(error))
-    if isinstance(error, websocket.WebSocketAddressException):
-        return Ended("unreachable", f"the name can't be looked up: {error}")
-    if isinstance(error, (OSError, websocket.WebSocketTimeoutException)):
-        return Ended("unreachable", str(error) or repr(error))
-    return Ended("handshake", str(error)[:500] or repr(error))
-
-
-def _retry_after_s(error: Exception) -> float:
-    """Of the answer's ``Retry-After`` in seconds, as the exchanges write it; 0: none."""
-    if not isinstance(error, websocket.WebSocketBadStatusException):
-        return 0.0
-    value = str((error.resp_headers or {}).get("retry-after", ""))
-    return float(value) if value.isascii() and value.isdigit() and len(value) < 10 else 0.0
-
-
-def try_handshake(url: str) -> None:
-    """Opens a WebSocket and closes it again.
-
-    :raises Exception: why it can't be opened; the library promises no list.
-    """
-    client = websocket.WebSocket(enable_multithread=False)
-    try:
-        client.connect(  # type: ignore[no-untyped-call]
-            url, timeout=CONNECT_LIMIT_S, suppress_origin=True, redirect_limit=0
-        )
-    finally:
-        client.close(timeout=1)

@@ -274,20 +274,9 @@ def encode_frame(opcode: int, payload: bytes, mask_key: bytes) -> bytes:
     return header + mask_key + masked.to_bytes(size, "little")
 
 
-def encode_close(code: int, reason: str, mask_key: bytes) -> bytes:
-    """A close frame; a code that must not be sent (1005, 1006, 1015, none of RFC 6455's ranges)
-    becomes 1002, a *reason* above 123 bytes is cut."""
+def encode_close(code: int, mask_key: bytes) -> bytes:
+    """A close frame without a reason; a code that must not be sent (1005, 1006, 1015, none of
+    RFC 6455's ranges) becomes 1002."""
     if not (1000 <= code <= 1014 or 3000 <= code <= 4999) or code in (1004, NO_CODE, 1006):
         code = PROTOCOL_ERROR
-    text = reason.encode("utf-8", "replace")[: _CONTROL_LIMIT_BYTES - 2]
-    while text and not _whole_utf8(text):
-        text = text[:-1]
-    return encode_frame(CLOSE, code.to_bytes(2, "big") + text, mask_key)
-
-
-def _whole_utf8(text: bytes) -> bool:
-    try:
-        text.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+    return encode_frame(CLOSE, code.to_bytes(2, "big"), mask_key)

@@ -26,7 +26,8 @@ from typing import Protocol
 from feedmono import messages
 from feedmono.counters import Field, reconnect_field
 from feedmono.log import Log
-from feedmono.network.connection import MAINTENANCE, Connection, State
+from feedmono.network.connection import Connection
+from feedmono.network.contract import MAINTENANCE, State
 
 MAINTENANCE_INTERVAL_S = 5.0
 """Between two replacements for the exchange's maintenance, as Kraken asks for it."""
@@ -98,7 +99,7 @@ class _Place:
 class Slot:
     """Keeps a share of the symbols on one connection at a time, two while they change over.
 
-    It is the `feedmono.network.connection.Report` of its connections, each of which calls it
+    It is the `feedmono.network.contract.Report` of its connections, each of which calls it
     from its own thread.
     """
 
@@ -356,7 +357,7 @@ class Slot:
                 self._refused[symbol] = reason
                 self._owner.changed()
 
-    def received(self, number: int, frames: int, size_bytes: int, data: bool) -> None:
+    def received(self, number: int, frames: int, size_bytes: int) -> None:
         with self._lock:
             self._owner.count(Field.BYTES, size_bytes)
             # Something always comes: it keeps the time.

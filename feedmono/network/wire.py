@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import select
@@ -10,7 +9,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from feedmono.network import framing
 
@@ -168,7 +167,7 @@ class Wire:
 
     def send_close(self, code: int, limit_s: float) -> None:
         """Sends the close frame, in the same way."""
-        self._send(framing.encode_close(code, "", os.urandom(4)), limit_s, None)
+        self._send(framing.encode_close(code, os.urandom(4)), limit_s, None)
 
     def _send(self, frame: bytes, limit_s: float, wake: Wake | None) -> None:
         until = time.monotonic() + limit_s
@@ -202,63 +201,3 @@ def _address(sock: socket.socket) -> str:
     except OSError:
         return "gone"
     return f"{host}:{port}"
-
-
-class Opening(threading.Thread):
-    """Opens a socket in a thread of its own: a name lookup can't be cut short, and a library's
-    timeout holds for each step, not for all (a server that sends its answer byte by byte would
-    be waited for without end).
-    """
-
-    def __init__(
-        self, connect: Callable[[], socket.socket], opened: Callable[[], socket.socket | None]
-    ) -> None:
-        """:param connect: connects and shakes hands; may raise anything.
-        :param opened: the socket on which *connect* is at work, if there is one yet.
-        """
-        super().__init__(name="opening", daemon=True)
-        self._connect = connect
-        self._opened = opened
-        self._lock = threading.Lock()
-        self._wanted = True
-        self._done, self._finished = socket.socketpair()
-        self._sock: socket.socket | None = None
-        self._error: Exception | None = None
-
-    def run(self) -> None:
-        try:
-            self._sock = self._connect()
-        except Exception as error:  # of a library, the resolver, OpenSSL: `result` raises it
-            self._error = error
-        with self._lock:
-            if not self._wanted and self._sock is not None:
-                self._sock.close()
-            # Tells `result`, which polls the other end.
-            self._finished.close()
-
-    def result(self, limit_s: float, wake: Wake) -> socket.socket:
-        """Starts it and waits for the socket.
-
-        :raises TimeoutError: not within *limit_s*, or *wake* was set. The thread then ends by
-            itself: at once if it is shaking hands, else after the resolver's or its own limit.
-        :raises Exception: what *connect* raised.
-        """
-        self.start()
-        with contextlib.closing(self._done):
-            if not ready(self._done, select.POLLIN, limit_s, wake):
-                self._abandon()
-                raise TimeoutError(f"no connection within {limit_s:g} s")
-        self.join()
-        if self._error is not None:
-            raise self._error
-        assert self._sock is not None, "it ends with a socket or an error"
-        return self._sock
-
-    def _abandon(self) -> None:
-        with self._lock:
-            self._wanted = False
-            for sock in (self._sock, self._opened()):
-                if sock is not None:
-                    # Of the socket below TLS: its own shutdown is not for a second thread.
-                    with contextlib.suppress(OSError):
-                        socket.socket.shutdown(sock, socket.SHUT_RDWR)

@@ -127,9 +127,10 @@ class Bench:
 def whole(folder: Path, reader: object, canonical: Mapping[str, str]) -> Callable[[], None]:
     """A serializer with a sink that acknowledges all at once and stores nothing; what is given
     takes `FRAMES` frames out of the ring."""
-    from feedmono import log, serializer  # noqa: PLC0415
+    from feedmono import log  # noqa: PLC0415
     from feedmono.config import BackfillConfig, Budget, ExchangeConfig  # noqa: PLC0415
     from feedmono.counters import Counters, Field  # noqa: PLC0415
+    from feedmono.delivery import loop  # noqa: PLC0415
     from feedmono.delivery.backfill import Backfill  # noqa: PLC0415
     from feedmono.delivery.coverage import News  # noqa: PLC0415
     from feedmono.delivery.ledger import Ledger  # noqa: PLC0415
@@ -149,15 +150,15 @@ def whole(folder: Path, reader: object, canonical: Mapping[str, str]) -> Callabl
     exchange, never = load("binance"), BackfillConfig(86400, 1000, 60)
     backfill = Backfill(seen, exchange, never, (), lambda _: True, lambda: 0.0)
     normalizer = Normalizer(exchange, names, seen, backfill, counters, log.get())
-    parts = serializer.Parts(normalizer, seen, backfill, _null_sink(), ledger, News(1e9))
+    parts = loop.Parts(normalizer, seen, backfill, _null_sink(), ledger, News(1e9))
     # A commit by the clock would come more often under valgrind than elsewhere.
-    serializer.COMMIT_S = serializer._COMMIT_SOON_S = math.inf
-    loop = serializer.Serializer(reader, parts, counters, window=1_000_000)
+    loop.COMMIT_S = loop._COMMIT_SOON_S = math.inf
+    delivery = loop.Delivery(reader, parts, counters, window=1_000_000)
 
     def take() -> None:
         wanted = counters[Field.DELIVERED_TRADES] + FRAMES
         while counters[Field.DELIVERED_TRADES] < wanted:
-            loop.step()
+            delivery.step()
 
     return take
 

@@ -15,6 +15,7 @@ from feedmono.counters import Counters, Field, Histogram
 from feedmono.delivery.backfill import Backfill
 from feedmono.delivery.coverage import News
 from feedmono.delivery.ledger import Ledger
+from feedmono.delivery.loop import Delivery, Parts
 from feedmono.delivery.normalizer import Normalizer
 from feedmono.delivery.seen import Seen
 from feedmono.exchanges import load
@@ -29,7 +30,6 @@ from feedmono.ring_layout import (
     Record,
     record_bytes,
 )
-from feedmono.serializer import Parts, Serializer
 from feedmono.sinks.base import Coverage, Entry, Sink, SinkStats
 
 BUDGET = Budget(1, "warn", 1, 30)
@@ -135,7 +135,7 @@ class Rig:
         self.parts = Parts(
             self.normalizer, self.seen, self.backfill, self.sink, self.ledger, News(10)
         )
-        self.serializer = Serializer(self.reader, self.parts, self.counters, self.window)
+        self.loop = Delivery(self.reader, self.parts, self.counters, self.window)
 
     def _ask(self, wish: PageRequest) -> bool:
         self.asked.append(wish)
@@ -143,7 +143,7 @@ class Rig:
 
     def step(self) -> None:
         """One round, with what is acknowledged in the ledger."""
-        self.serializer.step(hurry=True)
+        self.loop.step(hurry=True)
 
     def append(self, *frames: bytes, kind: int = FRAME, flags: int = 0) -> None:
         assert self.writer.append(frames, kind, 0, 10**18, flags) == len(frames)
@@ -179,10 +179,10 @@ def test_the_cursor_moves_only_behind_acknowledgements(rig: Rig) -> None:
     rig.step()
     assert rig.reader.acknowledged == rig.sink.taken[2].end
     assert rig.counters[Field.DELIVERED_TRADES] == 3
-    assert not rig.serializer.idle
+    assert not rig.loop.idle
     rig.sink.acknowledge(5)
     rig.step()
-    assert rig.serializer.idle
+    assert rig.loop.idle
     assert rig.reader.used_bytes == 0
 
 
@@ -329,13 +329,13 @@ def test_positions_of_a_second_ring_go_on_behind_those_of_the_first(
     rig.step()
     rig.sink.acknowledge(1)
     rig.step()
-    base = rig.serializer.base
+    base = rig.loop.base
     assert base == rig.sink.taken[0].end
     second = tmp_path / "second.ring"
     ring.create(second, 1 << 20)
     ring.RingWriter(second).append([frame(2)], FRAME, 0, 1)
     reader = ring.RingReader(second)
-    follower = Serializer(reader, rig.parts, rig.counters, 100, base)
+    follower = Delivery(reader, rig.parts, rig.counters, 100, base)
     follower.step(hurry=True)
     follower.step(hurry=True)
     assert reader.acknowledged == 0, "what the first ring's last entry said is no news"
