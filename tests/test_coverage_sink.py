@@ -24,7 +24,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourcePatternType,
     ResourceType,
 )
-from files_rig import EXCHANGE, Rig, coverage, entries
+from files_rig import EXCHANGE, Rig, coverage, entries, rig
 from kafka_rig import AnyKafka, AnyRegistry, Bench, bodies, call, entry, read_topic
 
 from feedmono.avro import load_schema
@@ -32,6 +32,8 @@ from feedmono.sinks.base import Coverage, Hole
 from feedmono.sinks.container import ContainerWriter
 from feedmono.sinks.coverage import CoverageEncoder
 from feedmono.sinks.files_source import read_records
+
+__all__ = ["rig"]
 
 HOLES = [Hole(n, n + 1, "disconnect", 1_723_161_255_342_000) for n in range(0, 500, 2)]
 FULL = Coverage("BTCUSDT", 2, 5, 900, HOLES, 500, 7, 9, 1_732_320_000_123_456)
@@ -55,11 +57,6 @@ def test_a_record_holds_everything_and_the_first_hundred_holes() -> None:
 
 
 # In files
-
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Rig:
-    return Rig(tmp_path)
 
 
 def covered(rig: Rig) -> list[tuple[str, int]]:
