@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import fastavro
+import pytest
 
 from feedmono.avro import TradeEncoder
 from feedmono.config import FilesConfig
 from feedmono.sinks.base import Coverage, DeadLetter, Entry, Frame
 from feedmono.sinks.files import FilesSink, read_trades
+from feedmono.sinks.files_source import read_records
 from feedmono.trade import BUY, Trade
 
 EXCHANGE = "binance"
@@ -114,9 +117,53 @@ class Rig:
         return found
 
 
+@pytest.fixture
+def rig(tmp_path: Path) -> Rig:
+    return Rig(tmp_path)
+
+
 def incompressible(first: int, behind: int) -> list[Entry]:
     chance = random.Random(first)
     return [entry(number, padding=chance.randbytes(2000)) for number in range(first, behind)]
+
+
+def leave_part_file(rig: Rig, tail: bytes) -> Path:
+    """As a kill leaves it: trades 0 … 19 in two blocks, and *tail* behind. No mark tells of it."""
+    sink = rig.opened()
+    rig.store(sink, entries(0, 10))
+    rig.store(sink, entries(10, 20))
+    (part,) = (rig.folder / EXCHANGE).glob("trades-*.part")
+    data = part.read_bytes()
+    sink.close()
+    for path in (rig.folder / EXCHANGE).iterdir():
+        path.unlink()
+    part.write_bytes(data + tail)
+    rig.mark = None
+    return part
+
+
+def crashed(rig: Rig, folder: Path, batch: Sequence[Entry]) -> None:
+    """As if the process ended now: in a copy of the folder, a successor that knows what was
+    committed delivers the rest of *batch*; then all of it is there once and in order."""
+    shutil.copytree(rig.folder, folder)
+    successor = Rig(folder)
+    successor.mark, successor.wall.now_s = rig.mark, rig.wall.now_s
+    sink = successor.opened()
+    assert successor.finished_ids() == list(range(rig.committed))
+    assert successor.names("*.part") == []
+    # No coverage promises more than what was committed.
+    covered = [record["to_id"] for record in read_records(folder, EXCHANGE, "coverage")]
+    assert covered == sorted(covered)
+    assert all(to_id < rig.committed for to_id in covered)
+    successor.store(sink, batch[rig.committed :])
+    sink.close()
+    assert successor.finished_ids() == [item.end - 1 for item in batch]
+    raw = [frame["payload"] for frame in read_records(folder, EXCHANGE, "raw")]
+    assert raw == [item.frame.payload for item in batch]
+    dead = [letter["reason"] for letter in read_records(folder, EXCHANGE, "dead")]
+    assert dead == [item.dead.reason for item in batch if item.dead]
+    assert successor.names("*.part") == successor.names("*.damaged*") == []
+    shutil.rmtree(folder)
 
 
 STEPS = ("opened", "written", "synced", "committed", "publishing", "linked", "settled", "covered")

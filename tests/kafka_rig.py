@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -221,3 +221,28 @@ class Bench:
             return bool(answer["max.message.bytes"].value == str(limit_bytes))
 
         eventually(known, 10, "the new limit is known")
+
+
+@pytest.fixture
+def bench(
+    kafka: AnyKafka, registry: AnyRegistry, topic_prefix: str, tmp_path: Path
+) -> Iterator[Bench]:
+    """An open sink on whichever broker is there."""
+    made = Bench(kafka, registry, topic_prefix, tmp_path / "dead")
+    if isinstance(kafka, MockKafka):
+        made.create_topics()
+    yield made.open()
+    made.sink.close()
+
+
+@pytest.fixture
+def real_bench(
+    real_kafka: Kafka, registry: AnyRegistry, topic_prefix: str, tmp_path: Path
+) -> Iterator[Bench]:
+    """A sink, not opened yet, on the real broker, which runs again afterwards."""
+    made = Bench(real_kafka, registry, topic_prefix, tmp_path / "dead")
+    yield made
+    made.sink.close()
+    real_kafka.continue_signal()
+    if not real_kafka.running:
+        real_kafka.start()

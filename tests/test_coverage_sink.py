@@ -7,13 +7,12 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import fastavro
 import pytest
-from broker import Kafka, MockKafka, MockRegistry, eventually
+from broker import MockRegistry, eventually
 from confluent_kafka import KafkaError
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AclBinding,
@@ -24,14 +23,26 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourcePatternType,
     ResourceType,
 )
-from files_rig import EXCHANGE, Rig, coverage, entries
-from kafka_rig import AnyKafka, AnyRegistry, Bench, bodies, call, entry, read_topic
+from files_rig import EXCHANGE, Rig, coverage, entries, rig
+from kafka_rig import (
+    AnyKafka,
+    AnyRegistry,
+    Bench,
+    bench,
+    bodies,
+    call,
+    entry,
+    read_topic,
+    real_bench,
+)
 
 from feedmono.avro import load_schema
 from feedmono.sinks.base import Coverage, Hole
 from feedmono.sinks.container import ContainerWriter
 from feedmono.sinks.coverage import CoverageEncoder
 from feedmono.sinks.files_source import read_records
+
+__all__ = ["bench", "real_bench", "rig"]
 
 HOLES = [Hole(n, n + 1, "disconnect", 1_723_161_255_342_000) for n in range(0, 500, 2)]
 FULL = Coverage("BTCUSDT", 2, 5, 900, HOLES, 500, 7, 9, 1_732_320_000_123_456)
@@ -55,11 +66,6 @@ def test_a_record_holds_everything_and_the_first_hundred_holes() -> None:
 
 
 # In files
-
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Rig:
-    return Rig(tmp_path)
 
 
 def covered(rig: Rig) -> list[tuple[str, int]]:
@@ -163,28 +169,6 @@ def test_coverage_does_not_pile_up_while_the_disk_is_full(
 
 
 # In Kafka
-
-
-@pytest.fixture
-def bench(
-    kafka: AnyKafka, registry: AnyRegistry, topic_prefix: str, tmp_path: Path
-) -> Iterator[Bench]:
-    """An open sink on whichever broker is there."""
-    made = Bench(kafka, registry, topic_prefix, tmp_path / "dead")
-    if isinstance(kafka, MockKafka):
-        made.create_topics()
-    yield made.open()
-    made.sink.close()
-
-
-@pytest.fixture
-def real_bench(
-    real_kafka: Kafka, registry: AnyRegistry, topic_prefix: str, tmp_path: Path
-) -> Iterator[Bench]:
-    """A sink, not opened yet, on the real broker."""
-    made = Bench(real_kafka, registry, topic_prefix, tmp_path / "dead")
-    yield made
-    made.sink.close()
 
 
 def stored(bench: Bench) -> list[tuple[str, int]]:

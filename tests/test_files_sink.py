@@ -10,17 +10,14 @@ from typing import Any
 
 import fastavro
 import pytest
-from files_rig import EXCHANGE, FIRST_SEQUENCE, Rig, coverage, entries, entry
+from files_rig import EXCHANGE, FIRST_SEQUENCE, Rig, coverage, entries, entry, rig
 
 from feedmono.sinks.base import KINDS, DeadLetter, Entry, Frame
 from feedmono.sinks.files import FilesSource, count_trades
 from feedmono.sinks.files_source import read_records
 from feedmono.sinks.segment import SegmentFile
 
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Rig:
-    return Rig(tmp_path)
+__all__ = ["rig"]
 
 
 def test_entries_are_acknowledged_when_the_sync_interval_is_over_and_not_before(rig: Rig) -> None:
