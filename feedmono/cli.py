@@ -428,7 +428,7 @@ def _fail(message: object) -> int:
 
 def _ledger(args: argparse.Namespace) -> int:
     from feedmono.commands import ledger_table  # noqa: PLC0415
-    from feedmono.delivery.ledger import LedgerError  # noqa: PLC0415
+    from feedmono.delivery.ledger_file import LedgerError  # noqa: PLC0415
 
     config = _load(args).config
     names = [e.name for e in config.enabled_exchanges if args.exchange in (None, e.name)]

@@ -23,7 +23,8 @@ from feedmono.config import Config
 from feedmono.counters import Counters, Field
 from feedmono.delivery.backfill import Backfill
 from feedmono.delivery.coverage import News
-from feedmono.delivery.ledger import Ledger, LedgerError
+from feedmono.delivery.ledger import Ledger
+from feedmono.delivery.ledger_file import LedgerError
 from feedmono.delivery.loop import Delivery, Parts, SinkCounts
 from feedmono.delivery.normalizer import Normalizer
 from feedmono.delivery.seen import Seen

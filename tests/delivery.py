@@ -15,7 +15,7 @@ from instance import Instance, read_avro
 from sim import Sim, wait_until
 
 from feedmono.counters import Counters, Field
-from feedmono.delivery import ledger
+from feedmono.delivery import ledger_file
 from feedmono.delivery.ids import Ids
 from feedmono.ring import Ring
 
@@ -60,7 +60,7 @@ def independent(
 
 def ids_of(instance: Instance, exchange: str) -> Mapping[str, Ids]:
     """What the ledger says, by symbol."""
-    content = ledger.read(instance.state / f"{exchange}.ledger")
+    content = ledger_file.read(instance.state / f"{exchange}.ledger")
     return content.symbols if content is not None else {}
 
 

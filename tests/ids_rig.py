@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from copy import copy
 
-from feedmono.delivery.ids import Edge, Hole, Ids, Outcome, State, edge_of
+from feedmono.delivery.holes import Edge, Hole, State, edge_of
+from feedmono.delivery.ids import Ids, Outcome
 from feedmono.trade import BUY, STREAM, Trade
 
 START_US = 1_700_000_000_000_000

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from feedmono import log
-from feedmono.delivery.ids import Hole, Ids
-from feedmono.delivery.ledger import Content, Ledger, read
+from feedmono.delivery.holes import Hole
+from feedmono.delivery.ids import Ids
+from feedmono.delivery.ledger import Ledger
+from feedmono.delivery.ledger_file import Content, read
 from feedmono.trade import BACKFILL, BUY, STREAM, Trade
 
 START_US = 1_700_000_000_000_000

@@ -17,7 +17,7 @@ from feedmono.delivery.backfill import (
     TAIL_WAITS_S,
     Backfill,
 )
-from feedmono.delivery.ids import State
+from feedmono.delivery.holes import State
 from feedmono.delivery.seen import Seen
 from feedmono.exchanges import load
 from feedmono.exchanges.base import Decoded, PageRequest

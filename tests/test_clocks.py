@@ -19,7 +19,7 @@ from instance import Instance, read_avro
 from sim import Sim, wait_until
 
 from feedmono import log, ring, ring_layout, supervisor
-from feedmono.delivery.ids import State
+from feedmono.delivery.holes import State
 from feedmono.exchanges.base import Limits
 from feedmono.network import limiter
 from feedmono.ring import RingReader, RingWriter, SalvagedReader

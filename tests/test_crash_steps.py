@@ -17,10 +17,10 @@ import pytest
 from feedmono import log, messages, ring
 from feedmono.config import BackfillConfig, Budget, ExchangeConfig, FilesConfig
 from feedmono.counters import Counters
-from feedmono.delivery import ledger
+from feedmono.delivery import ledger_file
 from feedmono.delivery.backfill import Backfill
 from feedmono.delivery.coverage import News
-from feedmono.delivery.ids import State
+from feedmono.delivery.holes import State
 from feedmono.delivery.ledger import Ledger
 from feedmono.delivery.loop import Delivery, Parts
 from feedmono.delivery.normalizer import Normalizer
@@ -181,7 +181,7 @@ def check(folder: Path, context: str) -> None:
     stored = [int(t["trade_id"]) for t in read_trades(folder / "data", "binance")]
     wanted = [i for i in range(1, LAST + 1) if i != ABSENT]
     assert sorted(stored) == wanted, context
-    content = ledger.read(folder / "x.ledger")
+    content = ledger_file.read(folder / "x.ledger")
     assert content is not None
     ids = content.symbols["BTCUSDT"]
     assert (ids.first_id, ids.last_id) == (1, LAST), context

@@ -17,8 +17,8 @@ from delivery import ids_of, independent, parts, wait_complete
 from instance import Instance, read_avro
 from sim import Sim
 
-from feedmono.delivery.ids import State
-from feedmono.delivery.ledger import read_fills
+from feedmono.delivery.holes import State
+from feedmono.delivery.ledger_file import read_fills
 
 # Time to heal is what these tests wait for; a second look at what REST lacks need not wait.
 SOON = {"BACKFILL_CONFIRM_AFTER": "200 ms", "COVERAGE_INTERVAL": "200 ms"}

@@ -21,7 +21,7 @@ from test_reload import Reloaded
 from feedmono import config as configuration
 from feedmono import log, workers
 from feedmono.config import FilesConfig
-from feedmono.delivery import ledger
+from feedmono.delivery import ledger_file
 from feedmono.delivery.ledger import MAX_PLACES, Ledger
 from feedmono.serializer import open_sink
 from feedmono.sinks.files import FilesSink, count_trades, read_trades
@@ -124,9 +124,9 @@ def test_a_ledger_that_tells_no_folder_is_of_the_one_that_has_its_files(
     with closing(sqlite3.connect(state / "ledger")) as connection:
         connection.execute("DELETE FROM meta WHERE key IN ('place', 'elsewhere')")
         connection.commit()
-    content = ledger.read(state / "ledger")
+    content = ledger_file.read(state / "ledger")
     assert content is not None
-    assert content.place == ledger.UNKNOWN_PLACE
+    assert content.place == ledger_file.UNKNOWN_PLACE
     assert content.mark
     run(state, b, 20, 40)
     run(state, a, 40, 60)

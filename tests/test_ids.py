@@ -22,7 +22,8 @@ from ids_rig import (
 )
 
 from feedmono.delivery import ids as ids_module
-from feedmono.delivery.ids import Ids, mark_of
+from feedmono.delivery.holes import mark_of
+from feedmono.delivery.ids import Ids
 from feedmono.trade import BACKFILL, MAX_TRADE_ID, SELL, SNAPSHOT, STREAM
 
 # --- what is new

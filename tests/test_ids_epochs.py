@@ -28,7 +28,8 @@ from ids_rig import (
 )
 
 from feedmono.delivery import ids as ids_module
-from feedmono.delivery.ids import Epoch, Ids, edge_of
+from feedmono.delivery.holes import edge_of
+from feedmono.delivery.ids import Epoch, Ids
 from feedmono.trade import BACKFILL, SNAPSHOT, STREAM
 
 

@@ -27,7 +27,8 @@ from ids_rig import (
 )
 
 from feedmono.delivery import ids as ids_module
-from feedmono.delivery.ids import UNKNOWN, Edge, Ids, State
+from feedmono.delivery.holes import UNKNOWN, Edge, State
+from feedmono.delivery.ids import Ids
 from feedmono.trade import BACKFILL, MAX_TRADE_ID, STREAM
 
 # --- bounds

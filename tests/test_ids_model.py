@@ -25,7 +25,8 @@ from ids_rig import (
 )
 
 from feedmono.delivery import ids as ids_module
-from feedmono.delivery.ids import UNKNOWN, Edge, Hole, Ids, Outcome, State, edge_of
+from feedmono.delivery.holes import UNKNOWN, Edge, Hole, State, edge_of
+from feedmono.delivery.ids import Ids, Outcome
 from feedmono.trade import BACKFILL, SNAPSHOT, STREAM
 
 SEEDS = 1000

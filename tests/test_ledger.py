@@ -20,10 +20,11 @@ from ledger_rig import (
     trade,
 )
 
-from feedmono.delivery import ids as ids_module
 from feedmono.delivery import ledger as ledger_module
-from feedmono.delivery.ids import Edge, Epoch, State
-from feedmono.delivery.ledger import Content, read, read_epochs, read_fills
+from feedmono.delivery import ledger_file
+from feedmono.delivery.holes import Edge, State, mark_of
+from feedmono.delivery.ids import Epoch
+from feedmono.delivery.ledger_file import Content, read, read_epochs, read_fills
 from feedmono.trade import BACKFILL, MAX_TRADE_ID, STREAM
 
 __all__ = ["ledger_path"]
@@ -55,7 +56,7 @@ def test_what_was_committed_is_there_again(path: Path) -> None:
     assert (again.position(RING), again.sequence, again.mark) == (30, 3, {"records": 3})
     (hole,) = again.symbols["BTC/USD"].holes
     assert (hole.first_id, hole.last_id, hole.state) == (7, 9, State.OPEN)
-    assert hole.before == Edge(6, START_US + 6, ids_module.mark_of(trade(6)))
+    assert hole.before == Edge(6, START_US + 6, mark_of(trade(6)))
     found = content(path)
     assert kept(found.symbols) == committed
     assert (found.rings, found.sequence, found.mark) == ({RING: 30}, 3, {"records": 3})
@@ -204,7 +205,7 @@ def test_fills_are_remembered_with_neighbours_as_one(path: Path) -> None:
 
 
 def test_the_history_of_fills_is_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger_module, "MAX_FILLS", 30)
+    monkeypatch.setattr(ledger_file, "MAX_FILLS", 30)
     monkeypatch.setattr(ledger_module, "_TRIM_EVERY", 10)
     ledger = opened(path)
     deliver(ledger, *range(0, 1000, 2))
@@ -219,7 +220,7 @@ def test_the_history_of_fills_is_bounded(path: Path, monkeypatch: pytest.MonkeyP
 def test_the_history_is_bounded_over_many_short_lives(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger_module, "MAX_FILLS", 30)
+    monkeypatch.setattr(ledger_file, "MAX_FILLS", 30)
     ledger = opened(path)
     deliver(ledger, *range(0, 1000, 2))
     commit(ledger, 0)
@@ -233,7 +234,7 @@ def test_the_history_is_bounded_over_many_short_lives(
 
 
 def test_epochs_are_remembered_and_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger_module, "MAX_EPOCHS", 5)
+    monkeypatch.setattr(ledger_file, "MAX_EPOCHS", 5)
     monkeypatch.setattr(ledger_module, "_TRIM_EVERY", 1)
     ledger = opened(path)
     deliver(ledger, 1, symbol="ETH/USD")

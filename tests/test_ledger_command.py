@@ -18,7 +18,8 @@ from feedmono import cli, config, log, workers
 from feedmono.commands.columns import Column, columns_fit
 from feedmono.commands.ledger_table import look
 from feedmono.config import Config
-from feedmono.delivery.ledger import Ledger, LedgerError
+from feedmono.delivery.ledger import Ledger
+from feedmono.delivery.ledger_file import LedgerError
 from feedmono.trade import BACKFILL, STREAM, Trade
 
 TIME_US = 1_795_392_281_000_000

@@ -30,8 +30,9 @@ from ledger_rig import (
 )
 
 from feedmono import log
-from feedmono.delivery import ledger as ledger_module
-from feedmono.delivery.ledger import Ledger, LedgerError, read, read_epochs, read_fills
+from feedmono.delivery import ledger_file
+from feedmono.delivery.ledger import Ledger
+from feedmono.delivery.ledger_file import LedgerError, read, read_epochs, read_fills
 from feedmono.trade import BACKFILL, STREAM
 
 __all__ = ["ledger_path"]
@@ -168,7 +169,7 @@ def test_a_ledger_that_became_read_only_loses_nothing(path: Path) -> None:
 def test_another_writer_makes_it_wait_then_fail(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger_module, "_BUSY_S", 0.05)
+    monkeypatch.setattr(ledger_file, "_BUSY_S", 0.05)
     ledger = opened(path)
     deliver(ledger, 5)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:

@@ -16,8 +16,9 @@ import pytest
 from ledger_rig import RING, Heard, Story, commit, content, kept, ledger_path, opened
 
 from feedmono import log
-from feedmono.delivery import ledger as ledger_module
-from feedmono.delivery.ledger import Ledger, read, read_fills
+from feedmono.delivery import ledger_file
+from feedmono.delivery.ledger import Ledger
+from feedmono.delivery.ledger_file import read, read_fills
 
 __all__ = ["ledger_path"]
 
@@ -102,8 +103,6 @@ def test_a_reader_may_come_while_the_ledger_is_made(
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
     with monkeypatch.context() as patch:
-        patch.setattr(
-            ledger_module, "_look", lambda path: sqlite3.connect(path, factory=Interrupted)
-        )
+        patch.setattr(ledger_file, "look", lambda path: sqlite3.connect(path, factory=Interrupted))
         assert read(path) is None
     assert content(path).symbols == {}

@@ -14,8 +14,9 @@ import pytest
 from ledger_rig import Heard, Story, commit, content, deliver, kept, ledger_path, opened
 
 from feedmono import log
-from feedmono.delivery import ledger as ledger_module
-from feedmono.delivery.ledger import Content, Ledger, LedgerError, read
+from feedmono.delivery import ledger_file
+from feedmono.delivery.ledger import Ledger
+from feedmono.delivery.ledger_file import Content, LedgerError, read
 
 __all__ = ["ledger_path"]
 
@@ -222,7 +223,7 @@ def test_another_program_s_database_is_set_aside(path: Path) -> None:
 def test_each_damaged_ledger_has_a_name_of_its_own(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger_module, "_MAX_ASIDE", 4)
+    monkeypatch.setattr(ledger_file, "_MAX_ASIDE", 4)
     path.parent.mkdir()
     for number in range(1, 4):
         path.write_bytes(b"damaged %d" % number)

@@ -22,7 +22,7 @@ from ledger_rig import (
 )
 
 from feedmono.delivery import ids as ids_module
-from feedmono.delivery.ids import State
+from feedmono.delivery.holes import State
 from feedmono.delivery.ledger import Ledger
 from feedmono.trade import BACKFILL, BUY, STREAM, Trade
 

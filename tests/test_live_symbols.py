@@ -18,7 +18,7 @@ from instance import Instance, read_avro
 from sim import Sim, wait_until
 
 from feedmono import workers
-from feedmono.delivery.ledger import read_fills
+from feedmono.delivery.ledger_file import read_fills
 
 STAY = {"binance": ("BTCUSDT", "ETHUSDT"), "kraken": ("BTC/USD", "ETH/USD")}
 GUESTS = {"binance": ("SOLUSDT", "XRPUSDT", "BNBUSDT"), "kraken": ("SOL/USD", "XRP/USD", "ADA/USD")}

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 from feedmono.commands.columns import Column, columns_fit, counted, span
 from feedmono.config import Config
-from feedmono.delivery import ledger
-from feedmono.delivery.ids import Epoch, Hole, Ids, State
-from feedmono.delivery.ledger import Content, FillRow
+from feedmono.delivery import ledger_file
+from feedmono.delivery.holes import Hole, State
+from feedmono.delivery.ids import Epoch, Ids
+from feedmono.delivery.ledger_file import Content, FillRow
 from feedmono.workers import Shared
 
 _NEWEST = 20
@@ -65,16 +66,20 @@ class Sums(NamedTuple):
         return cls(trades, holes, missing)
 
 
-def look(config: Config, exchange: str, fills: int = ledger.MAX_FILLS) -> Look | None:
+def look(config: Config, exchange: str, fills: int = ledger_file.MAX_FILLS) -> Look | None:
     """What the ledger of *exchange* holds now, with so many *fills* at most; None if there is none.
 
     :raises LedgerError: it can't be read.
     """
     path = Shared.of(config, exchange).ledger
-    if (content := ledger.read(path)) is None:
+    if (content := ledger_file.read(path)) is None:
         return None
-    epochs = {s: ledger.read_epochs(path, s) for s, ids in content.symbols.items() if ids.epoch}
-    return Look(exchange, content, epochs, ledger.read_fills(path, count=fills) if fills else ())
+    epochs = {
+        s: ledger_file.read_epochs(path, s) for s, ids in content.symbols.items() if ids.epoch
+    }
+    return Look(
+        exchange, content, epochs, ledger_file.read_fills(path, count=fills) if fills else ()
+    )
 
 
 def no_ledger(config: Config, exchanges: str) -> str:

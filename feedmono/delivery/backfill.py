@@ -18,7 +18,8 @@ from operator import methodcaller
 from typing import Any, NamedTuple
 
 from feedmono.config import BackfillConfig
-from feedmono.delivery.ids import UNKNOWN, Edge, Hole, Ids, State, mark_of
+from feedmono.delivery.holes import UNKNOWN, Edge, Hole, State, mark_of
+from feedmono.delivery.ids import Ids
 from feedmono.delivery.seen import Seen
 from feedmono.exchanges.base import Decoded, Exchange, PageRequest
 from feedmono.trade import Trade

@@ -6,7 +6,8 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 
-from feedmono.delivery.ids import Ids, State
+from feedmono.delivery.holes import State
+from feedmono.delivery.ids import Ids
 from feedmono.sinks.base import MAX_COVERAGE_HOLES, Coverage
 from feedmono.sinks.base import Hole as OpenHole
 

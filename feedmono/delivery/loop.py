@@ -26,7 +26,8 @@ from feedmono.counters import (
 )
 from feedmono.delivery.backfill import DEAD, Backfill, Settle
 from feedmono.delivery.coverage import News
-from feedmono.delivery.ledger import Ledger, LedgerError
+from feedmono.delivery.ledger import Ledger
+from feedmono.delivery.ledger_file import LedgerError
 from feedmono.delivery.lowest import Lowest
 from feedmono.delivery.normalizer import Normalizer, Taken
 from feedmono.delivery.seen import Seen

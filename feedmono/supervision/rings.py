@@ -7,7 +7,7 @@ import os
 
 from feedmono import ring, ring_layout, workers
 from feedmono.config import Config
-from feedmono.delivery import ledger
+from feedmono.delivery import ledger_file
 from feedmono.log import Log
 from feedmono.supervision import statelock
 
@@ -107,8 +107,8 @@ class Rings:
 def _least_sequence(shared: workers.Shared) -> int:
     """Behind everything that the ledger knows; 0 where no sane number is kept."""
     try:
-        content = ledger.read(shared.ledger)
-    except ledger.LedgerError:
+        content = ledger_file.read(shared.ledger)
+    except ledger_file.LedgerError:
         return 0  # the serializer sets it aside, and says so
     # However far ahead of the clock, which may have been set back: what has a lower sequence
     # counts as delivered.

@@ -6,7 +6,8 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
-from feedmono.delivery.ids import EPOCH_US, FAR, NEAR, Epoch, Hole, Ids
+from feedmono.delivery.holes import Hole
+from feedmono.delivery.ids import EPOCH_US, FAR, NEAR, Epoch, Ids
 from feedmono.sinks.base import StoredRecord
 from feedmono.trade import BACKFILL, ORIGINS
 from feedmono.verify.bitmap import Bitmap

@@ -15,7 +15,7 @@ from feedmono import exchanges
 from feedmono.commands.ledger_table import Look, look, no_ledger
 from feedmono.commands.tail import open_source
 from feedmono.config import Config
-from feedmono.delivery.ledger import LedgerError
+from feedmono.delivery.ledger_file import LedgerError
 from feedmono.exchanges.base import Exchange, Undecodable
 from feedmono.sinks.base import Source, StoredRecord
 from feedmono.supervision import statelock

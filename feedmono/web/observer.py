@@ -14,9 +14,10 @@ from pathlib import Path
 
 from feedmono.config import Config
 from feedmono.counters import Counters, Field
-from feedmono.delivery import ledger
-from feedmono.delivery.ids import Ids, State
-from feedmono.delivery.ledger import LedgerError
+from feedmono.delivery import ledger_file
+from feedmono.delivery.holes import State
+from feedmono.delivery.ids import Ids
+from feedmono.delivery.ledger_file import LedgerError
 from feedmono.supervision.snapshot import FILE, ExchangeStatus, Snapshot
 from feedmono.workers import Shared
 
@@ -179,7 +180,7 @@ class _Part:
             return
         self._ledger_s = now_s
         try:
-            content = ledger.read(path)
+            content = ledger_file.read(path)
         except LedgerError as error:
             self._ledger_trouble = str(error)
             return

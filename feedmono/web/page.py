@@ -18,9 +18,10 @@ from types import MappingProxyType
 
 from feedmono import events
 from feedmono.config import Config
-from feedmono.delivery import ledger
-from feedmono.delivery.ids import Ids, State
-from feedmono.delivery.ledger import LedgerError
+from feedmono.delivery import ledger_file
+from feedmono.delivery.holes import State
+from feedmono.delivery.ids import Ids
+from feedmono.delivery.ledger_file import LedgerError
 from feedmono.events import Event
 from feedmono.supervision import samples
 from feedmono.supervision.samples import Row
@@ -288,7 +289,7 @@ def _rounded(value: float | None) -> float | None:
 def _symbols(path: Path) -> Mapping[str, object]:
     """What a ledger holds, a row a symbol."""
     try:
-        content = ledger.read(path)
+        content = ledger_file.read(path)
     except LedgerError as error:
         return {"total": 0, "rows": [], "trouble": str(error)}
     rows = [_symbol(s, ids) for s, ids in content.symbols.items()] if content else []
