@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import configparser
 from collections import defaultdict
 from pathlib import Path
 
@@ -104,3 +105,11 @@ def test_no_name_of_an_exchange_stands_outside_its_own_files() -> None:
             n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and n.value in names
         }
         assert not texts, f"{path} names {texts}"
+
+
+def test_every_folder_of_code_is_installed() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT.parent / "setup.cfg", "utf-8")
+    listed = set(setup["options"]["packages"].split())
+    folders = {path.parent.relative_to(ROOT.parent) for path in ROOT.rglob("__init__.py")}
+    assert {".".join(folder.parts) for folder in folders} <= listed
