@@ -192,7 +192,13 @@ class Supervisor:
         summary_s = look_s + _SUMMARY_S
         while True:
             now_s = time.monotonic()
-            if self._is_to_stop() or (end_s is not None and now_s >= end_s):
+            if self._is_to_stop():
+                return
+            if self._signals:
+                # Any number of them is one reload.
+                self._signals.clear()
+                self._reload()
+            if end_s is not None and now_s >= end_s:
                 return
             for name, exchange in self._exchanges.items():
                 if exchange.mending and exchange.mending.due_s <= now_s:
@@ -213,17 +219,8 @@ class Supervisor:
             self._reap()
 
     def _is_to_stop(self) -> bool:
-        """Whether a signal came that ends it; any number of others is one reload."""
-        if ending := [number for number in self._signals if number != signal.SIGHUP]:
-            self._signals = ending
-            return True
-        if not self._signals:
-            return False
-        if self._hung_up():
-            return True
-        self._signals.clear()
-        self._reload()
-        return False
+        """Whether a signal came that ends it."""
+        return bool(_ending(self._signals)) or (bool(self._signals) and self._hung_up())
 
     def _hung_up(self) -> bool:
         """Whether the terminal that showed it is gone: then SIGHUP means the end, as of old."""
@@ -643,7 +640,7 @@ class Supervisor:
                 os.kill(child.pid, signal.SIGTERM)
         orderly = True
         while any(child.pid is not None for child in ours):
-            hurried = any(number != signal.SIGHUP for number in self._signals)
+            hurried = bool(_ending(self._signals))
             if orderly and (hurried or time.monotonic() >= limit_s):
                 orderly = False
                 for child in ours:
@@ -664,8 +661,15 @@ class Supervisor:
         return orderly
 
 
+def _ending(numbers: list[int]) -> list[int]:
+    """Those of the signals that always mean the end."""
+    return [number for number in numbers if number != signal.SIGHUP]
+
+
 def _stop_reason(numbers: list[int]) -> str:
-    return signal.Signals(numbers[0]).name if numbers else "the time given by --for is over"
+    if not numbers:
+        return "the time given by --for is over"
+    return signal.Signals((_ending(numbers) or numbers)[0]).name
 
 
 def summarize(state: snapshot.Snapshot, log: Log) -> None:
