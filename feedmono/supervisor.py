@@ -320,13 +320,15 @@ class Supervisor:
             processes=len(usages),
         )
 
-    def _look_at_hearts(self, usages: dict[int, Usage]) -> Iterator[alarms.Condition]:
-        for exchange in self._exchanges.values():
-            for child in exchange.children:
-                usage = usages.get(child.pid or 0)
-                yield from check_heart(child, *exchange.sampler.beats(child.role), usage, self.log)
-        usage = usages.get(self._status.pid or 0)
-        yield from check_heart(self._status, self._listener.beats, 0.0, usage, self.log)
+    def _look_at_hearts(self, usages: dict[int, Usage]) -> list[alarms.Condition]:
+        exchanges = self._exchanges.values()
+        hearts = [(child, *e.sampler.beats(child.role)) for e in exchanges for child in e.children]
+        hearts.append((self._status, self._listener.beats, 0.0))
+        found = [
+            check_heart(child, beats, allowance_s, usages.get(child.pid or 0), self.log)
+            for child, beats, allowance_s in hearts
+        ]
+        return [condition for condition in found if condition is not None]
 
     def _keep_budgets(self, state: snapshot.Snapshot) -> None:
         for status in state.exchanges:

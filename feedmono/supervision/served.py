@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from feedmono import reader, serializer, workers
@@ -155,10 +155,10 @@ class Served:
 
 def check_heart(
     child: Child, beats: int, allowance_s: float, usage: Usage | None, log: Log
-) -> Iterator[alarms.Condition]:
+) -> alarms.Condition | None:
     """Ends who hangs; tells of one that waits for a disk, which no signal would end."""
     if child.pid is None:
-        return
+        return None
     heart = child.heart
     hangs = heart.look(beats, allowance_s)
     # One that was spared is looked at each time: its disk may be there again by now.
@@ -167,6 +167,7 @@ def check_heart(
     elif hangs and child.reason != HUNG:
         log.error("a worker hangs: killed", **child.place, pid=child.pid, silent_s=heart.looks)
         child.kill(HUNG)
-    if heart.is_spared:
-        text = f"the {child.role} has waited for the disk for {heart.looks} s"
-        yield alarms.Condition("hung", child.exchange, text)
+    if not heart.is_spared:
+        return None
+    text = f"the {child.role} has waited for the disk for {heart.looks} s"
+    return alarms.Condition("hung", child.exchange, text)
