@@ -358,21 +358,19 @@ class Supervisor:
             child.progress = sampler.progress(child.role)
             beats = sampler.begin(child.role)
         try:
-            child.start(beats, partial(self._give_up, child), self._configure_log)
+            child.start(beats, partial(self._settle_child, child))
         except OSError as error:
             child.put_off()
             self.log.error("not started", **child.place, error=str(error))
 
-    def _give_up(self, child: Child) -> None:
-        """In a child: what is inherited of rings would keep their memory when they are removed,
-        and what is inherited of the address would keep it busy."""
+    def _settle_child(self, child: Child) -> None:
+        """In a child: gives up what is inherited of rings, which would keep their memory when they
+        are removed, and of the address, which would keep it busy; configures its log."""
         for exchange in self._exchanges.values():
             del exchange.sampler
         self._rings.keep_only(child.exchange)
         if child is not self._status:
             self._listener.close()
-
-    def _configure_log(self) -> None:
         logging, terminal = self.config.log, bool(self.display.fds)
         logs.configure(
             logging.level, logging.format, self.display.log_fd, terminal, self.config.state_dir
@@ -431,7 +429,7 @@ class Supervisor:
             self._remove(name)
         elif not worker.reason and (exchange.sampler.sink_ready or now_s >= exchange.drain_at_s):
             # Before its sink is ready it would end at once.
-            worker.signal = signal.SIGTERM
+            worker.end_signal = signal.SIGTERM
             worker.end(RELOAD, self.config.stop_limit_s)
 
     def _holds(self, name: str) -> bool:
@@ -455,7 +453,7 @@ class Supervisor:
         exchange = self._exchanges[name]
         # Whoever has the old one open still must not go on with it.
         for child in exchange.children:
-            child.wait(RING)
+            child.kill_and_wait(RING)
         mending = exchange.mending = exchange.mending or Mending()
         try:
             self._rings.replace(self.config, name)
@@ -503,7 +501,7 @@ class Supervisor:
         """Does what is planned; gives what could not be done."""
         if plan.config != self.config:
             # Else the address that it holds could not be had anew.
-            self._status.wait(RELOAD)
+            self._status.kill_and_wait(RELOAD)
         self.config = plan.config
         logs.set_level(self.config.log.level, self.config.log.format)
         self._store.keep_s = self.config.samples.keep_s
@@ -596,7 +594,7 @@ class Supervisor:
         self._publish(state)
         self._store.add(state)
         self._store.close()
-        self._status.wait(RELOAD)
+        self._status.kill_and_wait(RELOAD)
         for exchange in state.exchanges:
             self._put_away(exchange)
         self.log.info(
