@@ -208,7 +208,7 @@ class Supervisor:
                     self._start(child)
             for child in self._children():
                 if child.kill_at_s <= now_s:
-                    self._kill_late(child)
+                    self._kill(child, "stop_limit")
             if look_s <= now_s:
                 look_s = now_s + _SAMPLE_S
                 state = self._look()
@@ -376,8 +376,8 @@ class Supervisor:
             logging.level, logging.format, self.display.log_fd, terminal, self.config.state_dir
         )
 
-    def _kill_late(self, child: Child) -> None:
-        self.log.warning("worker killed", **child.place, reason="stop_limit")
+    def _kill(self, child: Child, why: str) -> None:
+        self.log.warning("worker killed", **child.place, reason=why)
         child.kill(child.reason)
 
     def _reap(self) -> None:
@@ -540,8 +540,8 @@ class Supervisor:
                 self.log.error("orders can't be written", exchange=name, error=str(error))
             return [f"{name}: not taken over yet: {error}; it is tried again each second"]
         for child in self._exchanges[name].children:
-            if child.pid is not None and not child.reason:
-                os.kill(child.pid, signal.SIGHUP)
+            if not child.reason:
+                child.send(signal.SIGHUP)
         return []
 
     def _begin(self, name: str) -> list[str]:
@@ -636,28 +636,17 @@ class Supervisor:
         """Asks them to end and reaps them; kills them at the limit, or when another signal
         hurries. Whether all ended by themselves."""
         for child in ours:
-            if child.pid is not None:
-                os.kill(child.pid, signal.SIGTERM)
+            child.send(signal.SIGTERM)
         orderly = True
-        while any(child.pid is not None for child in ours):
+        while running := [child for child in ours if child.pid is not None]:
             hurried = bool(_ending(self._signals))
             if orderly and (hurried or time.monotonic() >= limit_s):
                 orderly = False
-                for child in ours:
-                    if child.pid is not None:
-                        child.kill("")
-                        self.log.warning(
-                            "worker killed",
-                            **child.place,
-                            reason="hurried by a second signal" if hurried else "stop_limit",
-                        )
+                for child in running:
+                    self._kill(child, "hurried by a second signal" if hurried else "stop_limit")
             self._wait(limit_s if orderly else time.monotonic() + _SAMPLE_S)
-            for child in ours:
-                if child.pid is not None:
-                    pid, status = os.waitpid(child.pid, os.WNOHANG)
-                    if pid:
-                        child.pid = None
-                        orderly &= status == 0
+            for child in running:
+                orderly &= child.gone() in (None, 0)
         return orderly
 
 

@@ -116,6 +116,11 @@ class Child:
         finally:
             os._exit(status)
 
+    def send(self, number: signal.Signals) -> None:
+        """Sends it a signal, if it runs."""
+        if self.pid is not None:
+            os.kill(self.pid, number)
+
     def end(self, reason: str, limit_s: float) -> None:
         """Asks it to end, for a successor; it is killed if it has not within the limit."""
         if self.pid is not None and not self.reason:
@@ -143,18 +148,26 @@ class Child:
         self.due_s = time.monotonic() + self.retry_s
         self.retry_s = min(self.retry_s * 2, RETRY_CAP_S)
 
-    def reap(self, progressed: Callable[[], bool]) -> Ended | None:
-        """Takes it in if it has ended, and says when the next one is to start; None if it runs.
-
-        :param progressed: whether it did any work.
-        """
+    def gone(self) -> int | None:
+        """Its status, as ``waitpid`` has it, if it has ended; None if it runs, or this was told."""
         if self.pid is None:
             return None
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         if not pid:
             return None
+        self.pid = None
+        return status
+
+    def reap(self, progressed: Callable[[], bool]) -> Ended | None:
+        """Takes it in if it has ended, and says when the next one is to start; None if it runs.
+
+        :param progressed: whether it did any work.
+        """
+        pid, status = self.pid, self.gone()
+        if pid is None or status is None:
+            return None
         reason = self.reason or CRASHED
-        self.pid, self.kill_at_s = None, math.inf
+        self.kill_at_s = math.inf
         if self.leaving:
             return Ended(pid, status, reason, math.inf)
         if progressed():
