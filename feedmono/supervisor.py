@@ -30,40 +30,20 @@ from feedmono.counters import Counters
 from feedmono.log import Log
 from feedmono.supervision import alarms, reload, samples, snapshot, statelock, systemd
 from feedmono.supervision.children import RELOAD, RING, Child
+from feedmono.supervision.display import Display, summarize
 from feedmono.supervision.listener import Listener
 from feedmono.supervision.processes import Processes, Usage, open_files_limit
 from feedmono.supervision.rings import Rings
 from feedmono.supervision.served import Mending, Served, check_heart
 
-_SAMPLE_S = 1.0
 _SUMMARY_S = 60.0
 _FIRST_RETRY_S = 0.25
-# A status that is older is no status.
-_SILENT_S = 10.0
 # Of an orderly stop, what the readers may take before they are killed; they only say goodbye.
 _READERS_SHARE = 0.4
 # How many serializers of an exchange that is disabled may try to drain its ring.
 _DRAINS = 3
 # CPU is judged once the start, which takes much, is out of the samples.
 _SETTLED_S = 15.0
-
-
-class Display:
-    """Where the operator looks; this one shows nothing but the log."""
-
-    log_fd: int | None = None
-    """Where the workers' log lines go; None: standard error."""
-    fds: tuple[int, ...] = ()
-    """What `readable` is to be called for."""
-
-    def readable(self, fd: int) -> None:
-        """Something can be read from one of `fds`."""
-
-    def show(self, state: snapshot.Snapshot) -> None:
-        """Shows a new sample, once a second."""
-
-    def close(self) -> None:
-        """Leaves the terminal as it was."""
 
 
 def _import_ahead(config: Config) -> None:
@@ -210,7 +190,7 @@ class Supervisor:
                 if child.kill_at_s <= now_s:
                     self._kill(child, "stop_limit")
             if look_s <= now_s:
-                look_s = now_s + _SAMPLE_S
+                look_s = now_s + snapshot.SAMPLE_S
                 state = self._look()
                 if summary_s <= now_s and not self.display.fds:
                     summary_s = now_s + _SUMMARY_S
@@ -644,7 +624,7 @@ class Supervisor:
                 orderly = False
                 for child in running:
                     self._kill(child, "hurried by a second signal" if hurried else "stop_limit")
-            self._wait(limit_s if orderly else time.monotonic() + _SAMPLE_S)
+            self._wait(limit_s if orderly else time.monotonic() + snapshot.SAMPLE_S)
             for child in running:
                 orderly &= child.gone() in (None, 0)
         return orderly
@@ -659,51 +639,3 @@ def _stop_reason(numbers: list[int]) -> str:
     if not numbers:
         return "the time given by --for is over"
     return signal.Signals((_ending(numbers) or numbers)[0]).name
-
-
-def summarize(state: snapshot.Snapshot, log: Log) -> None:
-    """What the log tells a minute where no table is shown: a line per exchange."""
-    for exchange in state.exchanges:
-        log.info(
-            "summary",
-            exchange=exchange.name,
-            state=exchange.state,
-            trades_per_s=round(exchange.trades_per_s, 1),
-            trades=exchange.trades,
-            delivered=exchange.delivered,
-            ring_used_bytes=exchange.ring_used_bytes,
-            cpu_cores=round(exchange.cpu_cores, 3),
-            memory_mib=exchange.memory_bytes >> 20,
-            reconnects=exchange.reconnects,
-            dead_letters=exchange.dead_letters,
-        )
-
-
-def state_of(state_dir: Path) -> snapshot.Snapshot | None:
-    """The last sample of the instance that runs on *state_dir*; None if none runs there.
-
-    :raises ValueError: it has not told for a while, or another version of feedmono runs there.
-    """
-    pid = statelock.holder(state_dir)
-    if pid is None:
-        return None
-    first = _told_by(pid, state_dir)
-    age_s = time.time() - first.taken_at_s
-    if abs(age_s) <= _SILENT_S:
-        return first
-    # It hangs, or the clock was set since: then it tells anew before long.
-    until_s = time.monotonic() + 3 * _SAMPLE_S
-    while time.monotonic() < until_s:
-        time.sleep(_SAMPLE_S / 20)
-        state = _told_by(pid, state_dir)
-        if state.taken_at_s != first.taken_at_s:
-            return state
-    age_s = max(age_s, 3 * _SAMPLE_S)
-    raise ValueError(f"process {pid} has not told how it does for {age_s:.0f} s: does it hang?")
-
-
-def _told_by(pid: int, state_dir: Path) -> snapshot.Snapshot:
-    try:
-        return snapshot.Snapshot.from_json((state_dir / snapshot.FILE).read_text("utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"process {pid} is starting or ending") from None

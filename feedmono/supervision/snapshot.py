@@ -24,11 +24,16 @@ from feedmono.counters import (
     quantile,
 )
 from feedmono.ring import Ring
+from feedmono.supervision import statelock
 from feedmono.supervision.processes import Usage
 
 FILE = "status.json"
 """Name of the published snapshot in ``state_dir``."""
 
+SAMPLE_S = 1.0
+"""How often one is taken."""
+# A status that is older is no status.
+_SILENT_S = 10.0
 # Rates and latencies are those of the last samples: long enough to be read, short enough to live.
 SAMPLES = 10
 
@@ -188,6 +193,36 @@ def publish(snapshot: Snapshot, state_dir: Path) -> None:
     fresh = state_dir / (FILE + ".new")
     fresh.write_text(snapshot.to_json(), "utf-8")
     fresh.rename(state_dir / FILE)
+
+
+def state_of(state_dir: Path) -> Snapshot | None:
+    """The last sample of the instance that runs on *state_dir*; None if none runs there.
+
+    :raises ValueError: it has not told for a while, or another version of feedmono runs there.
+    """
+    pid = statelock.holder(state_dir)
+    if pid is None:
+        return None
+    first = _told_by(pid, state_dir)
+    age_s = time.time() - first.taken_at_s
+    if abs(age_s) <= _SILENT_S:
+        return first
+    # It hangs, or the clock was set since: then it tells anew before long.
+    until_s = time.monotonic() + 3 * SAMPLE_S
+    while time.monotonic() < until_s:
+        time.sleep(SAMPLE_S / 20)
+        state = _told_by(pid, state_dir)
+        if state.taken_at_s != first.taken_at_s:
+            return state
+    age_s = max(age_s, 3 * SAMPLE_S)
+    raise ValueError(f"process {pid} has not told how it does for {age_s:.0f} s: does it hang?")
+
+
+def _told_by(pid: int, state_dir: Path) -> Snapshot:
+    try:
+        return Snapshot.from_json((state_dir / FILE).read_text("utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"process {pid} is starting or ending") from None
 
 
 @dataclass(frozen=True, slots=True)
