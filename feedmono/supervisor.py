@@ -37,7 +37,6 @@ from feedmono.supervision.rings import Rings
 from feedmono.supervision.served import Mending, Served, check_heart
 
 _SUMMARY_S = 60.0
-_FIRST_RETRY_S = 0.25
 # Of an orderly stop, what the readers may take before they are killed; they only say goodbye.
 _READERS_SHARE = 0.4
 # How many serializers of an exchange that is disabled may try to drain its ring.

@@ -23,10 +23,6 @@ class Rings:
         # The descriptor that holds the lock on each ring, for its workers to inherit.
         self._guards: dict[str, int] = {}
 
-    def exchanges(self) -> list[str]:
-        """Those that have a ring."""
-        return list(self._guards)
-
     def open(self, config: Config, exchange: str) -> None:
         """Makes a ring, or takes over the one that a predecessor left.
 
@@ -82,9 +78,8 @@ class Rings:
     def keep_only(self, exchange: str) -> None:
         """In a process that was forked for that exchange (empty: for none): holds no lock but
         that one's."""
-        for name in self.exchanges():
-            if name != exchange:
-                self.give_up(name)
+        for name in [name for name in self._guards if name != exchange]:
+            self.give_up(name)
 
     def _prepare(self, config: Config, exchange: str) -> None:
         shared = workers.Shared.of(config, exchange)

@@ -13,19 +13,16 @@ from feedmono.config import Config, ExchangeConfig
 from feedmono.counters import Counters
 from feedmono.log import Log
 from feedmono.supervision import alarms, budget, snapshot
-from feedmono.supervision.children import HUNG, MEMORY, Child
+from feedmono.supervision.children import FIRST_RETRY_S, HUNG, MEMORY, RETRY_CAP_S, Child
 from feedmono.supervision.processes import Usage
 from feedmono.supervision.snapshot import ExchangeStatus
-
-_FIRST_RETRY_S = 0.25
-_RETRY_CAP_S = 30.0
 
 
 @dataclass(slots=True)
 class Mending:
     """A ring that is to be replaced; its workers wait for it."""
 
-    retry_s: float = _FIRST_RETRY_S
+    retry_s: float = FIRST_RETRY_S
     due_s: float = 0.0
     trouble: str = ""
     """Why the last attempt failed."""
@@ -33,7 +30,7 @@ class Mending:
     def failed(self, now_s: float, trouble: str) -> str:
         """Puts the next attempt off; what was in the way of the last one."""
         self.due_s = now_s + self.retry_s
-        self.retry_s = min(self.retry_s * 2, _RETRY_CAP_S)
+        self.retry_s = min(self.retry_s * 2, RETRY_CAP_S)
         before, self.trouble = self.trouble, trouble
         return before
 
