@@ -98,19 +98,9 @@ class Supervisor:
         """Captures until SIGTERM or SIGINT, or for *for_s* seconds; the exit status."""
         self._listen()
         try:
-            lock_fd = statelock.hold(self.config.state_dir)
-        except statelock.LockHeldError as error:
-            self.log.error("not started", error=str(error))
-            return 1
-        except OSError as error:
-            self.log.error("not started", error=f"state_dir {self.config.state_dir}: {error}")
-            return 1
-        try:
-            for exchange in self.config.enabled_exchanges:
-                self._add(exchange)
+            lock_fd = self._claim()
         except (ring.RingError, statelock.LockHeldError, OSError) as error:
             self.log.error("not started", error=str(error))
-            os.close(lock_fd)
             return 1
         self._unlink(self.config.state_dir / reload.FILE)
         self._store = samples.Store(self.config.state_dir, self.config.samples.keep_s, self.log)
@@ -134,6 +124,23 @@ class Supervisor:
         status = self._stop()
         os.close(lock_fd)
         return status
+
+    def _claim(self) -> int:
+        """Takes `state_dir` and what the exchanges need; the descriptor that holds the lock.
+
+        :raises RingError, LockHeldError, OSError: something can't be had.
+        """
+        try:
+            lock_fd = statelock.hold(self.config.state_dir)
+        except OSError as error:
+            raise OSError(f"state_dir {self.config.state_dir}: {error}") from error
+        try:
+            for exchange in self.config.enabled_exchanges:
+                self._add(exchange)
+        except BaseException:
+            os.close(lock_fd)
+            raise
+        return lock_fd
 
     def _add(self, exchange: ExchangeConfig) -> None:
         """Ring, counters and workers of an exchange, not started yet.
@@ -267,14 +274,14 @@ class Supervisor:
         if self.config.sink == "files":
             folders["files.dir"] = self.config.files.dir
         return snapshot.Snapshot(
-            os.getpid(),
+            pid=os.getpid(),
             # By the clock as it is now: that may have been set since.
-            now_at_s - (now_s - self._started_s),
-            now_at_s,
-            self.config.sink,
-            exchanges,
-            self._tree(now_s, exchanges, usages),
-            alarms.disks(folders),
+            started_at_s=now_at_s - (now_s - self._started_s),
+            taken_at_s=now_at_s,
+            sink=self.config.sink,
+            exchanges=exchanges,
+            tree=self._tree(now_s, exchanges, usages),
+            disks=alarms.disks(folders),
             http=self._listener.url,
         )
 

@@ -80,10 +80,10 @@ class Served:
             return serializer.main(config(), name, wake_fd, asks_fd, log)
 
         return cls(
-            sampler,
-            Child("reader", name, read),
-            Child("serializer", name, serialize, workers.YIELD),
-            (wake_fd, asks_fd, asked_fd),
+            sampler=sampler,
+            reader=Child("reader", name, read),
+            serializer=Child("serializer", name, serialize, workers.YIELD),
+            fds=(wake_fd, asks_fd, asked_fd),
         )
 
     @property
@@ -111,11 +111,11 @@ class Served:
         if self.mending:
             down = [f"the ring can't be replaced: {self.mending.trouble}"]
         return snapshot.Workers(
-            {child.role: child.pid for child in children},
-            "; ".join(down),
-            {child.role: dict(child.restarts) for child in children},
-            self.judge.acts,
-            self.reader.leaving,
+            pids={child.role: child.pid for child in children},
+            restarting="; ".join(down),
+            restarts={child.role: dict(child.restarts) for child in children},
+            budget_exceeded=self.judge.acts,
+            ending=self.reader.leaving,
         )
 
     def keep_budget(self, now_s: float, status: ExchangeStatus, limit_s: float, log: Log) -> None:
