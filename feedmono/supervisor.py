@@ -23,7 +23,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from feedmono import events, native, ring, serializer, workers
+from feedmono import events, native, ring, workers
 from feedmono import log as logs
 from feedmono.config import Config, ConfigError, ExchangeConfig
 from feedmono.counters import Counters
@@ -421,7 +421,7 @@ class Supervisor:
     def _holds(self, name: str) -> bool:
         """Whether something of it waits to be delivered."""
         path = workers.Shared.of(self.config, name).ring
-        return bool(serializer.aside(path)) or self._exchanges[name].sampler.ring_used_bytes > 0
+        return bool(ring.set_aside_of(path)) or self._exchanges[name].sampler.ring_used_bytes > 0
 
     # --- replace a ring
 
@@ -607,7 +607,7 @@ class Supervisor:
         else:
             # Its memory is given back; the ledger knows its last sequence.
             self._unlink(shared.ring)
-        for path in serializer.aside(shared.ring):
+        for path in ring.set_aside_of(shared.ring):
             self.log.warning("not delivered yet", exchange=exchange.name, ring=str(path), what=then)
         self._unlink(shared.counters)
 
