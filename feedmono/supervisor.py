@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import gc
 import importlib
-import math
 import os
 import re
 import select
 import signal
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -32,8 +30,9 @@ from feedmono.supervision import alarms, reload, samples, snapshot, statelock, s
 from feedmono.supervision.children import RELOAD, RING, Child
 from feedmono.supervision.display import Display, summarize
 from feedmono.supervision.listener import Listener
-from feedmono.supervision.processes import Processes, Usage, open_files_limit
+from feedmono.supervision.processes import Processes, Usage
 from feedmono.supervision.rings import Rings
+from feedmono.supervision.sampler import TreeSampler
 from feedmono.supervision.served import Mending, Served, check_heart
 
 _SUMMARY_S = 60.0
@@ -75,15 +74,12 @@ class Supervisor:
         self._reloads = 0
         self._unordered: set[str] = set()
         """Exchanges whose workers are to be told something, which was not possible."""
-        self._gone_s = 0.0
-        """CPU time of the exchanges that are not served any more."""
         self._exchanges: dict[str, Served] = {}
         self._rings = Rings(log)
         self._listener = Listener(log)
         self._status = Child("status", "", self._serve_status)
         self._processes = Processes()
-        self._roles = {"supervisor": snapshot.Role(), "status": snapshot.Role()}
-        self._cpu: deque[tuple[float, float]] = deque(maxlen=snapshot.SAMPLES + 1)
+        self._tree = TreeSampler()
         self._alarms = alarms.Alarms(log)
         self._store: samples.Store
         self._signals: list[int] = []
@@ -280,30 +276,9 @@ class Supervisor:
             taken_at_s=now_at_s,
             sink=self.config.sink,
             exchanges=exchanges,
-            tree=self._tree(now_s, exchanges, usages),
+            tree=self._tree.sample(self._status.pid, exchanges, usages),
             disks=alarms.disks(folders),
             http=self._listener.url,
-        )
-
-    def _tree(
-        self,
-        now_s: float,
-        exchanges: tuple[snapshot.ExchangeStatus, ...],
-        usages: dict[int, Usage],
-    ) -> snapshot.Tree:
-        for name, pid in (("supervisor", os.getpid()), ("status", self._status.pid)):
-            self._roles[name].look(pid, usages.get(pid) if pid is not None else None)
-        cpu_s = self._gone_s + sum(role.cpu_s for role in self._roles.values())
-        cpu_s += sum(worker.cpu_s for exchange in exchanges for worker in exchange.workers)
-        before_s, cpu_before_s = self._cpu[0] if self._cpu else (-math.inf, 0.0)
-        self._cpu.append((now_s, cpu_s))
-        return snapshot.Tree(
-            cpu_cores=max(0.0, cpu_s - cpu_before_s) / (now_s - before_s),
-            cpu_s=cpu_s,
-            memory_bytes=sum(usage.memory_bytes for usage in usages.values()),
-            open_files=max((usage.open_files for usage in usages.values()), default=0),
-            open_files_limit=open_files_limit(),
-            processes=len(usages),
         )
 
     def _look_at_hearts(self, usages: dict[int, Usage]) -> list[alarms.Condition]:
@@ -560,7 +535,7 @@ class Supervisor:
         self._rings.give_up(name)
         exchange.close()
         state = exchange.sample(0.0, {})
-        self._gone_s += sum(worker.cpu_s for worker in state.workers)
+        self._tree.forget(state)
         self._put_away(state)
         self.log.info("not served any more", exchange=name, delivered=state.delivered)
 

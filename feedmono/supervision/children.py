@@ -42,7 +42,7 @@ class Child:
     pid: int | None = None
     heart: Heart = field(default_factory=lambda: Heart(0))
     progress: int = 0
-    """`snapshot.Sampler.progress` when it was started: one that did some work before it ended is
+    """`sampler.Sampler.progress` when it was started: one that did some work before it ended is
     started again after the shortest wait."""
     retry_s: float = FIRST_RETRY_S
     due_s: float = 0.0

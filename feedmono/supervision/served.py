@@ -12,9 +12,10 @@ from feedmono import reader, serializer, workers
 from feedmono.config import Config, ExchangeConfig
 from feedmono.counters import Counters
 from feedmono.log import Log
-from feedmono.supervision import alarms, budget, snapshot
+from feedmono.supervision import alarms, budget
 from feedmono.supervision.children import FIRST_RETRY_S, HUNG, MEMORY, RETRY_CAP_S, Child
 from feedmono.supervision.processes import Usage
+from feedmono.supervision.sampler import Sampler, Workers
 from feedmono.supervision.snapshot import ExchangeStatus
 
 
@@ -39,7 +40,7 @@ class Mending:
 class Served:
     """One of the exchanges that an instance serves."""
 
-    sampler: snapshot.Sampler
+    sampler: Sampler
     reader: Child
     serializer: Child
     fds: tuple[int, ...]
@@ -66,7 +67,7 @@ class Served:
         Counters.create(shared.counters)
         for note in (shared.reader_note, shared.serializer_note, shared.orders):
             note.unlink(missing_ok=True)
-        sampler = snapshot.Sampler(config(), exchange)
+        sampler = Sampler(config(), exchange)
         wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         for end in ends:
@@ -101,7 +102,7 @@ class Served:
         """Its state now."""
         return self.sampler.sample(self._known(now_s), usages)
 
-    def _known(self, now_s: float) -> snapshot.Workers:
+    def _known(self, now_s: float) -> Workers:
         children = (self.reader, self.serializer)
         down = [
             f"{child.name}, in {max(0.0, child.due_s - now_s):.0f} s"
@@ -110,7 +111,7 @@ class Served:
         ]
         if self.mending:
             down = [f"the ring can't be replaced: {self.mending.trouble}"]
-        return snapshot.Workers(
+        return Workers(
             pids={child.role: child.pid for child in children},
             restarting="; ".join(down),
             restarts={child.role: dict(child.restarts) for child in children},
