@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from feedmono import events, native, ring, workers
 from feedmono import log as logs
@@ -98,7 +97,7 @@ class Supervisor:
         except (ring.RingError, statelock.LockHeldError, OSError) as error:
             self.log.error("not started", error=str(error))
             return 1
-        self._unlink(self.config.state_dir / reload.FILE)
+        workers.remove(self.config.state_dir / reload.FILE, self.log)
         self._store = samples.Store(self.config.state_dir, self.config.samples.keep_s, self.log)
         workers.set_title("supervisor")
         self._started_s = time.monotonic()
@@ -536,7 +535,7 @@ class Supervisor:
         exchange.close()
         state = exchange.sample(0.0, {})
         self._tree.forget(state)
-        self._put_away(state)
+        self._rings.put_away(self.config, state)
         self.log.info("not served any more", exchange=name, delivered=state.delivered)
 
     # --- stop
@@ -557,41 +556,14 @@ class Supervisor:
         self._store.close()
         self._status.kill_and_wait(RELOAD)
         for exchange in state.exchanges:
-            self._put_away(exchange)
+            self._rings.put_away(self.config, exchange)
         self.log.info(
             "stopped",
             orderly=orderly,
             delivered={e.name: e.delivered for e in state.exchanges},
         )
-        self._unlink(self.config.state_dir / snapshot.FILE)
+        workers.remove(self.config.state_dir / snapshot.FILE, self.log)
         return 0 if orderly else 1
-
-    def _put_away(self, exchange: snapshot.ExchangeStatus) -> None:
-        """An empty ring is removed; one that is not stays, and is named."""
-        shared = workers.Shared.of(self.config, exchange.name)
-        then = "kept there, delivered by the next start that serves the exchange"
-        if exchange.ring_used_bytes:
-            there = shared.ring.exists()
-            self.log.warning(
-                "not delivered yet" if there else "the ring was removed",
-                exchange=exchange.name,
-                size_bytes=exchange.ring_used_bytes,
-                ring=str(shared.ring),
-                what=then if there else "lost",
-            )
-        else:
-            # Its memory is given back; the ledger knows its last sequence.
-            self._unlink(shared.ring)
-        for path in ring.set_aside_of(shared.ring):
-            self.log.warning("not delivered yet", exchange=exchange.name, ring=str(path), what=then)
-        self._unlink(shared.counters)
-
-    def _unlink(self, path: Path) -> None:
-        """Removes a file that is not needed any more; one that stays is told of."""
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            self.log.warning("a file can't be removed", path=str(path), error=str(error))
 
     def _end(self, ours: list[Child], limit_s: float) -> bool:
         """Asks them to end and reaps them; kills them at the limit, or when another signal

@@ -1,4 +1,5 @@
-"""The rings of an instance: made or taken over, locked, and replaced where they can't be used."""
+"""The rings of an instance: made or taken over, locked, replaced where they can't be used, put
+away at the end."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from feedmono.config import Config
 from feedmono.delivery import ledger
 from feedmono.log import Log
 from feedmono.supervision import statelock
+from feedmono.supervision.snapshot import ExchangeStatus
 
 # Far above any Unix time in µs, and with room behind it in 64 bits: beyond it is damage.
 _MOST_SEQUENCE = 1 << 62
@@ -74,6 +76,29 @@ class Rings:
     def give_up(self, exchange: str) -> None:
         """Its lock is free again; its file is the caller's business."""
         os.close(self._guards.pop(exchange))
+
+    def put_away(self, config: Config, exchange: ExchangeStatus) -> None:
+        """Its workers are gone: an empty ring is removed, with the counters; one that is not stays,
+        and is named."""
+        shared = workers.Shared.of(config, exchange.name)
+        then = "kept there, delivered by the next start that serves the exchange"
+        if exchange.ring_used_bytes:
+            there = shared.ring.exists()
+            self._log.warning(
+                "not delivered yet" if there else "the ring was removed",
+                exchange=exchange.name,
+                size_bytes=exchange.ring_used_bytes,
+                ring=str(shared.ring),
+                what=then if there else "lost",
+            )
+        else:
+            # Its memory is given back; the ledger knows its last sequence.
+            workers.remove(shared.ring, self._log)
+        for path in ring.set_aside_of(shared.ring):
+            self._log.warning(
+                "not delivered yet", exchange=exchange.name, ring=str(path), what=then
+            )
+        workers.remove(shared.counters, self._log)
 
     def keep_only(self, exchange: str) -> None:
         """In a process that was forked for that exchange (empty: for none): holds no lock but
