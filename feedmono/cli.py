@@ -229,7 +229,8 @@ def _loader(
 def _capture(load: Callable[[], Config], for_s: float | None) -> int:
     """:param load: gives the configuration, now and for each reload."""
     config = load()
-    from feedmono.supervisor import Display, Supervisor  # noqa: PLC0415
+    from feedmono.supervision.display import Display  # noqa: PLC0415
+    from feedmono.supervisor import Supervisor  # noqa: PLC0415
 
     display = Display()
     if sys.stdout.isatty():
@@ -287,11 +288,11 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from feedmono import supervisor  # noqa: PLC0415
+    from feedmono.supervision import snapshot  # noqa: PLC0415
 
     config = _load(args).config
     try:
-        state = supervisor.state_of(config.state_dir)
+        state = snapshot.state_of(config.state_dir)
     except (ValueError, OSError) as error:
         return _fail(f"{config.state_dir}: {error}")
     if state is None:
@@ -329,16 +330,16 @@ def _top(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from feedmono import supervisor  # noqa: PLC0415
     from feedmono.report import html as report_html  # noqa: PLC0415
     from feedmono.report import report  # noqa: PLC0415
     from feedmono.report import text as report_text  # noqa: PLC0415
+    from feedmono.supervision import snapshot  # noqa: PLC0415
 
     config = _load(args).config
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     try:
-        state = supervisor.state_of(config.state_dir)
+        state = snapshot.state_of(config.state_dir)
         if args.for_s is None:
             watched = report.kept(config.state_dir, state, time.time())
         elif state is None:
@@ -346,7 +347,7 @@ def _report(args: argparse.Namespace) -> int:
         else:
             with _progress("watching", args.for_s) as advance:
                 watched = report.watch(
-                    lambda: supervisor.state_of(config.state_dir), args.for_s, advance
+                    lambda: snapshot.state_of(config.state_dir), args.for_s, advance
                 )
         with _progress("reading back", None) as read:
             made = report.make(config, watched, read)

@@ -15,7 +15,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 from feedmono import log as logs
 from feedmono import messages, ring, workers
@@ -203,7 +202,7 @@ class Process:
         one is kept under a new name, the others are removed. What the positions of the next ring
         count from; None if it is to yield."""
         base = 0
-        for path in aside(self._shared.ring):
+        for path in ring.set_aside_of(self._shared.ring):
             self._log.info("draining a ring that was set aside", path=str(path))
             source: ring.RingReader | ring.SalvagedReader
             with self._allowed(_SALVAGE_ALLOWANCE_S):
@@ -221,7 +220,7 @@ class Process:
             if intact:
                 path.unlink()
             else:
-                path.rename(path.with_name(path.name.replace(".aside-", ".damaged-")))
+                ring.keep_damaged(path)
         return base
 
     def _serve(
@@ -323,11 +322,6 @@ class Process:
             self._log.info("delivery goes on")
         self._note = trouble
         workers.tell(self._shared.serializer_note, {"trouble": trouble}, self._log)
-
-
-def aside(path: Path) -> list[Path]:
-    """The rings that were replaced by the one at *path* and are not drained yet, oldest first."""
-    return sorted(path.parent.glob(path.name + ".aside-*"))
 
 
 def open_sink(

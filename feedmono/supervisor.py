@@ -10,60 +10,37 @@ from __future__ import annotations
 
 import gc
 import importlib
-import math
 import os
 import re
 import select
 import signal
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
-from feedmono import events, native, ring, serializer, workers
+from feedmono import events, native, ring, workers
 from feedmono import log as logs
 from feedmono.config import Config, ConfigError, ExchangeConfig
 from feedmono.counters import Counters
 from feedmono.log import Log
 from feedmono.supervision import alarms, reload, samples, snapshot, statelock, systemd
 from feedmono.supervision.children import RELOAD, RING, Child
+from feedmono.supervision.display import Display, summarize
 from feedmono.supervision.listener import Listener
-from feedmono.supervision.processes import Processes, Usage, open_files_limit
+from feedmono.supervision.processes import Processes, Usage
 from feedmono.supervision.rings import Rings
+from feedmono.supervision.sampler import TreeSampler
 from feedmono.supervision.served import Mending, Served, check_heart
 
-_SAMPLE_S = 1.0
 _SUMMARY_S = 60.0
-_FIRST_RETRY_S = 0.25
-# A status that is older is no status.
-_SILENT_S = 10.0
 # Of an orderly stop, what the readers may take before they are killed; they only say goodbye.
 _READERS_SHARE = 0.4
 # How many serializers of an exchange that is disabled may try to drain its ring.
 _DRAINS = 3
 # CPU is judged once the start, which takes much, is out of the samples.
 _SETTLED_S = 15.0
-
-
-class Display:
-    """Where the operator looks; this one shows nothing but the log."""
-
-    log_fd: int | None = None
-    """Where the workers' log lines go; None: standard error."""
-    fds: tuple[int, ...] = ()
-    """What `readable` is to be called for."""
-
-    def readable(self, fd: int) -> None:
-        """Something can be read from one of `fds`."""
-
-    def show(self, state: snapshot.Snapshot) -> None:
-        """Shows a new sample, once a second."""
-
-    def close(self) -> None:
-        """Leaves the terminal as it was."""
 
 
 def _import_ahead(config: Config) -> None:
@@ -96,15 +73,12 @@ class Supervisor:
         self._reloads = 0
         self._unordered: set[str] = set()
         """Exchanges whose workers are to be told something, which was not possible."""
-        self._gone_s = 0.0
-        """CPU time of the exchanges that are not served any more."""
         self._exchanges: dict[str, Served] = {}
         self._rings = Rings(log)
         self._listener = Listener(log)
         self._status = Child("status", "", self._serve_status)
         self._processes = Processes()
-        self._roles = {"supervisor": snapshot.Role(), "status": snapshot.Role()}
-        self._cpu: deque[tuple[float, float]] = deque(maxlen=snapshot.SAMPLES + 1)
+        self._tree = TreeSampler()
         self._alarms = alarms.Alarms(log)
         self._store: samples.Store
         self._signals: list[int] = []
@@ -119,21 +93,11 @@ class Supervisor:
         """Captures until SIGTERM or SIGINT, or for *for_s* seconds; the exit status."""
         self._listen()
         try:
-            lock_fd = statelock.hold(self.config.state_dir)
-        except statelock.LockHeldError as error:
-            self.log.error("not started", error=str(error))
-            return 1
-        except OSError as error:
-            self.log.error("not started", error=f"state_dir {self.config.state_dir}: {error}")
-            return 1
-        try:
-            for exchange in self.config.enabled_exchanges:
-                self._add(exchange)
+            lock_fd = self._claim()
         except (ring.RingError, statelock.LockHeldError, OSError) as error:
             self.log.error("not started", error=str(error))
-            os.close(lock_fd)
             return 1
-        self._unlink(self.config.state_dir / reload.FILE)
+        workers.remove(self.config.state_dir / reload.FILE, self.log)
         self._store = samples.Store(self.config.state_dir, self.config.samples.keep_s, self.log)
         workers.set_title("supervisor")
         self._started_s = time.monotonic()
@@ -155,6 +119,23 @@ class Supervisor:
         status = self._stop()
         os.close(lock_fd)
         return status
+
+    def _claim(self) -> int:
+        """Takes `state_dir` and what the exchanges need; the descriptor that holds the lock.
+
+        :raises RingError, LockHeldError, OSError: something can't be had.
+        """
+        try:
+            lock_fd = statelock.hold(self.config.state_dir)
+        except OSError as error:
+            raise OSError(f"state_dir {self.config.state_dir}: {error}") from error
+        try:
+            for exchange in self.config.enabled_exchanges:
+                self._add(exchange)
+        except BaseException:
+            os.close(lock_fd)
+            raise
+        return lock_fd
 
     def _add(self, exchange: ExchangeConfig) -> None:
         """Ring, counters and workers of an exchange, not started yet.
@@ -192,7 +173,13 @@ class Supervisor:
         summary_s = look_s + _SUMMARY_S
         while True:
             now_s = time.monotonic()
-            if self._is_to_stop() or (end_s is not None and now_s >= end_s):
+            if self._is_to_stop():
+                return
+            if self._signals:
+                # Any number of them is one reload.
+                self._signals.clear()
+                self._reload()
+            if end_s is not None and now_s >= end_s:
                 return
             for name, exchange in self._exchanges.items():
                 if exchange.mending and exchange.mending.due_s <= now_s:
@@ -202,9 +189,9 @@ class Supervisor:
                     self._start(child)
             for child in self._children():
                 if child.kill_at_s <= now_s:
-                    self._kill_late(child)
+                    self._kill(child, "stop_limit")
             if look_s <= now_s:
-                look_s = now_s + _SAMPLE_S
+                look_s = now_s + snapshot.SAMPLE_S
                 state = self._look()
                 if summary_s <= now_s and not self.display.fds:
                     summary_s = now_s + _SUMMARY_S
@@ -213,17 +200,8 @@ class Supervisor:
             self._reap()
 
     def _is_to_stop(self) -> bool:
-        """Whether a signal came that ends it; any number of others is one reload."""
-        if ending := [number for number in self._signals if number != signal.SIGHUP]:
-            self._signals = ending
-            return True
-        if not self._signals:
-            return False
-        if self._hung_up():
-            return True
-        self._signals.clear()
-        self._reload()
-        return False
+        """Whether a signal came that ends it."""
+        return bool(_ending(self._signals)) or (bool(self._signals) and self._hung_up())
 
     def _hung_up(self) -> bool:
         """Whether the terminal that showed it is gone: then SIGHUP means the end, as of old."""
@@ -291,45 +269,26 @@ class Supervisor:
         if self.config.sink == "files":
             folders["files.dir"] = self.config.files.dir
         return snapshot.Snapshot(
-            os.getpid(),
+            pid=os.getpid(),
             # By the clock as it is now: that may have been set since.
-            now_at_s - (now_s - self._started_s),
-            now_at_s,
-            self.config.sink,
-            exchanges,
-            self._tree(now_s, exchanges, usages),
-            alarms.disks(folders),
+            started_at_s=now_at_s - (now_s - self._started_s),
+            taken_at_s=now_at_s,
+            sink=self.config.sink,
+            exchanges=exchanges,
+            tree=self._tree.sample(self._status.pid, exchanges, usages),
+            disks=alarms.disks(folders),
             http=self._listener.url,
         )
 
-    def _tree(
-        self,
-        now_s: float,
-        exchanges: tuple[snapshot.ExchangeStatus, ...],
-        usages: dict[int, Usage],
-    ) -> snapshot.Tree:
-        for name, pid in (("supervisor", os.getpid()), ("status", self._status.pid)):
-            self._roles[name].look(pid, usages.get(pid) if pid is not None else None)
-        cpu_s = self._gone_s + sum(role.cpu_s for role in self._roles.values())
-        cpu_s += sum(worker.cpu_s for exchange in exchanges for worker in exchange.workers)
-        before_s, cpu_before_s = self._cpu[0] if self._cpu else (-math.inf, 0.0)
-        self._cpu.append((now_s, cpu_s))
-        return snapshot.Tree(
-            cpu_cores=max(0.0, cpu_s - cpu_before_s) / (now_s - before_s),
-            cpu_s=cpu_s,
-            memory_bytes=sum(usage.memory_bytes for usage in usages.values()),
-            open_files=max((usage.open_files for usage in usages.values()), default=0),
-            open_files_limit=open_files_limit(),
-            processes=len(usages),
-        )
-
-    def _look_at_hearts(self, usages: dict[int, Usage]) -> Iterator[alarms.Condition]:
-        for exchange in self._exchanges.values():
-            for child in exchange.children:
-                usage = usages.get(child.pid or 0)
-                yield from check_heart(child, *exchange.sampler.beats(child.role), usage, self.log)
-        usage = usages.get(self._status.pid or 0)
-        yield from check_heart(self._status, self._listener.beats, 0.0, usage, self.log)
+    def _look_at_hearts(self, usages: dict[int, Usage]) -> list[alarms.Condition]:
+        exchanges = self._exchanges.values()
+        hearts = [(child, *e.sampler.beats(child.role)) for e in exchanges for child in e.children]
+        hearts.append((self._status, self._listener.beats, 0.0))
+        found = [
+            check_heart(child, beats, allowance_s, usages.get(child.pid or 0), self.log)
+            for child, beats, allowance_s in hearts
+        ]
+        return [condition for condition in found if condition is not None]
 
     def _keep_budgets(self, state: snapshot.Snapshot) -> None:
         for status in state.exchanges:
@@ -359,28 +318,26 @@ class Supervisor:
             child.progress = sampler.progress(child.role)
             beats = sampler.begin(child.role)
         try:
-            child.start(beats, partial(self._give_up, child), self._configure_log)
+            child.start(beats, partial(self._settle_child, child))
         except OSError as error:
             child.put_off()
             self.log.error("not started", **child.place, error=str(error))
 
-    def _give_up(self, child: Child) -> None:
-        """In a child: what is inherited of rings would keep their memory when they are removed,
-        and what is inherited of the address would keep it busy."""
+    def _settle_child(self, child: Child) -> None:
+        """In a child: gives up what is inherited of rings, which would keep their memory when they
+        are removed, and of the address, which would keep it busy; configures its log."""
         for exchange in self._exchanges.values():
             del exchange.sampler
         self._rings.keep_only(child.exchange)
         if child is not self._status:
             self._listener.close()
-
-    def _configure_log(self) -> None:
         logging, terminal = self.config.log, bool(self.display.fds)
         logs.configure(
             logging.level, logging.format, self.display.log_fd, terminal, self.config.state_dir
         )
 
-    def _kill_late(self, child: Child) -> None:
-        self.log.warning("worker killed", **child.place, reason="stop_limit")
+    def _kill(self, child: Child, why: str) -> None:
+        self.log.warning("worker killed", **child.place, reason=why)
         child.kill(child.reason)
 
     def _reap(self) -> None:
@@ -432,13 +389,13 @@ class Supervisor:
             self._remove(name)
         elif not worker.reason and (exchange.sampler.sink_ready or now_s >= exchange.drain_at_s):
             # Before its sink is ready it would end at once.
-            worker.signal = signal.SIGTERM
+            worker.end_signal = signal.SIGTERM
             worker.end(RELOAD, self.config.stop_limit_s)
 
     def _holds(self, name: str) -> bool:
         """Whether something of it waits to be delivered."""
         path = workers.Shared.of(self.config, name).ring
-        return bool(serializer.aside(path)) or self._exchanges[name].sampler.ring_used_bytes > 0
+        return bool(ring.set_aside_of(path)) or self._exchanges[name].sampler.ring_used_bytes > 0
 
     # --- replace a ring
 
@@ -456,7 +413,7 @@ class Supervisor:
         exchange = self._exchanges[name]
         # Whoever has the old one open still must not go on with it.
         for child in exchange.children:
-            child.wait(RING)
+            child.kill_and_wait(RING)
         mending = exchange.mending = exchange.mending or Mending()
         try:
             self._rings.replace(self.config, name)
@@ -504,7 +461,7 @@ class Supervisor:
         """Does what is planned; gives what could not be done."""
         if plan.config != self.config:
             # Else the address that it holds could not be had anew.
-            self._status.wait(RELOAD)
+            self._status.kill_and_wait(RELOAD)
         self.config = plan.config
         logs.set_level(self.config.log.level, self.config.log.format)
         self._store.keep_s = self.config.samples.keep_s
@@ -543,8 +500,8 @@ class Supervisor:
                 self.log.error("orders can't be written", exchange=name, error=str(error))
             return [f"{name}: not taken over yet: {error}; it is tried again each second"]
         for child in self._exchanges[name].children:
-            if child.pid is not None and not child.reason:
-                os.kill(child.pid, signal.SIGHUP)
+            if not child.reason:
+                child.send(signal.SIGHUP)
         return []
 
     def _begin(self, name: str) -> list[str]:
@@ -577,8 +534,8 @@ class Supervisor:
         self._rings.give_up(name)
         exchange.close()
         state = exchange.sample(0.0, {})
-        self._gone_s += sum(worker.cpu_s for worker in state.workers)
-        self._put_away(state)
+        self._tree.forget(state)
+        self._rings.put_away(self.config, state)
         self.log.info("not served any more", exchange=name, delivered=state.delivered)
 
     # --- stop
@@ -597,120 +554,41 @@ class Supervisor:
         self._publish(state)
         self._store.add(state)
         self._store.close()
-        self._status.wait(RELOAD)
+        self._status.kill_and_wait(RELOAD)
         for exchange in state.exchanges:
-            self._put_away(exchange)
+            self._rings.put_away(self.config, exchange)
         self.log.info(
             "stopped",
             orderly=orderly,
             delivered={e.name: e.delivered for e in state.exchanges},
         )
-        self._unlink(self.config.state_dir / snapshot.FILE)
+        workers.remove(self.config.state_dir / snapshot.FILE, self.log)
         return 0 if orderly else 1
-
-    def _put_away(self, exchange: snapshot.ExchangeStatus) -> None:
-        """An empty ring is removed; one that is not stays, and is named."""
-        shared = workers.Shared.of(self.config, exchange.name)
-        then = "kept there, delivered by the next start that serves the exchange"
-        if exchange.ring_used_bytes:
-            there = shared.ring.exists()
-            self.log.warning(
-                "not delivered yet" if there else "the ring was removed",
-                exchange=exchange.name,
-                size_bytes=exchange.ring_used_bytes,
-                ring=str(shared.ring),
-                what=then if there else "lost",
-            )
-        else:
-            # Its memory is given back; the ledger knows its last sequence.
-            self._unlink(shared.ring)
-        for path in serializer.aside(shared.ring):
-            self.log.warning("not delivered yet", exchange=exchange.name, ring=str(path), what=then)
-        self._unlink(shared.counters)
-
-    def _unlink(self, path: Path) -> None:
-        """Removes a file that is not needed any more; one that stays is told of."""
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            self.log.warning("a file can't be removed", path=str(path), error=str(error))
 
     def _end(self, ours: list[Child], limit_s: float) -> bool:
         """Asks them to end and reaps them; kills them at the limit, or when another signal
         hurries. Whether all ended by themselves."""
         for child in ours:
-            if child.pid is not None:
-                os.kill(child.pid, signal.SIGTERM)
+            child.send(signal.SIGTERM)
         orderly = True
-        while any(child.pid is not None for child in ours):
-            hurried = any(number != signal.SIGHUP for number in self._signals)
+        while running := [child for child in ours if child.pid is not None]:
+            hurried = bool(_ending(self._signals))
             if orderly and (hurried or time.monotonic() >= limit_s):
                 orderly = False
-                for child in ours:
-                    if child.pid is not None:
-                        child.kill("")
-                        self.log.warning(
-                            "worker killed",
-                            **child.place,
-                            reason="hurried by a second signal" if hurried else "stop_limit",
-                        )
-            self._wait(limit_s if orderly else time.monotonic() + _SAMPLE_S)
-            for child in ours:
-                if child.pid is not None:
-                    pid, status = os.waitpid(child.pid, os.WNOHANG)
-                    if pid:
-                        child.pid = None
-                        orderly &= status == 0
+                for child in running:
+                    self._kill(child, "hurried by a second signal" if hurried else "stop_limit")
+            self._wait(limit_s if orderly else time.monotonic() + snapshot.SAMPLE_S)
+            for child in running:
+                orderly &= child.gone() in (None, 0)
         return orderly
 
 
+def _ending(numbers: list[int]) -> list[int]:
+    """Those of the signals that always mean the end."""
+    return [number for number in numbers if number != signal.SIGHUP]
+
+
 def _stop_reason(numbers: list[int]) -> str:
-    return signal.Signals(numbers[0]).name if numbers else "the time given by --for is over"
-
-
-def summarize(state: snapshot.Snapshot, log: Log) -> None:
-    """What the log tells a minute where no table is shown: a line per exchange."""
-    for exchange in state.exchanges:
-        log.info(
-            "summary",
-            exchange=exchange.name,
-            state=exchange.state,
-            trades_per_s=round(exchange.trades_per_s, 1),
-            trades=exchange.trades,
-            delivered=exchange.delivered,
-            ring_used_bytes=exchange.ring_used_bytes,
-            cpu_cores=round(exchange.cpu_cores, 3),
-            memory_mib=exchange.memory_bytes >> 20,
-            reconnects=exchange.reconnects,
-            dead_letters=exchange.dead_letters,
-        )
-
-
-def state_of(state_dir: Path) -> snapshot.Snapshot | None:
-    """The last sample of the instance that runs on *state_dir*; None if none runs there.
-
-    :raises ValueError: it has not told for a while, or another version of feedmono runs there.
-    """
-    pid = statelock.holder(state_dir)
-    if pid is None:
-        return None
-    first = _told_by(pid, state_dir)
-    age_s = time.time() - first.taken_at_s
-    if abs(age_s) <= _SILENT_S:
-        return first
-    # It hangs, or the clock was set since: then it tells anew before long.
-    until_s = time.monotonic() + 3 * _SAMPLE_S
-    while time.monotonic() < until_s:
-        time.sleep(_SAMPLE_S / 20)
-        state = _told_by(pid, state_dir)
-        if state.taken_at_s != first.taken_at_s:
-            return state
-    age_s = max(age_s, 3 * _SAMPLE_S)
-    raise ValueError(f"process {pid} has not told how it does for {age_s:.0f} s: does it hang?")
-
-
-def _told_by(pid: int, state_dir: Path) -> snapshot.Snapshot:
-    try:
-        return snapshot.Snapshot.from_json((state_dir / snapshot.FILE).read_text("utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"process {pid} is starting or ending") from None
+    if not numbers:
+        return "the time given by --for is over"
+    return signal.Signals((_ending(numbers) or numbers)[0]).name

@@ -156,6 +156,14 @@ def tell(path: Path, content: Mapping[str, object], log: Log) -> None:
         log.warning("a note can't be written", path=str(path), error=error.strerror)
 
 
+def remove(path: Path, log: Log) -> None:
+    """Removes a file that is not needed any more; one that stays is told of."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("a file can't be removed", path=str(path), error=str(error))
+
+
 def published(path: Path) -> Mapping[str, object] | None:
     """What `publish` wrote; None if there is nothing readable."""
     try:

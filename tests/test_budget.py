@@ -18,7 +18,7 @@ from feedmono.delivery.lowest import Lowest
 from feedmono.delivery.throttle import PAUSE_CAP_S, Throttle
 from feedmono.heartbeat import LOOKS, Heart
 from feedmono.supervision.budget import LIFT_SHARE, Judge, Use
-from feedmono.supervision.snapshot import Sampler, Workers
+from feedmono.supervision.sampler import Sampler, Workers
 
 MIB = 1 << 20
 WARN = Budget(0.5, "warn", 100 * MIB, 30.0)

@@ -18,7 +18,7 @@ from delivery import ids_of, independent, parts, wait_complete
 from instance import Instance, read_avro
 from sim import Sim, wait_until
 
-from feedmono import log, ring, ring_layout, supervisor
+from feedmono import log, ring, ring_layout
 from feedmono.delivery.holes import State
 from feedmono.exchanges.base import Limits
 from feedmono.network import limiter
@@ -365,10 +365,10 @@ def test_status_believes_who_tells_again_after_a_step_and_nobody_else(
 ) -> None:
     lock_fd = statelock.hold(tmp_path)
     now_s = time.time()
-    monkeypatch.setattr(supervisor, "_SAMPLE_S", 0.1)
+    monkeypatch.setattr(snapshot, "SAMPLE_S", 0.1)
     snapshot.publish(Snapshot(os.getpid(), now_s, now_s - step_s, "files", ()), tmp_path)
     with pytest.raises(ValueError, match="does it hang"):
-        supervisor.state_of(tmp_path)
+        snapshot.state_of(tmp_path)
     looks: list[float] = []
 
     def told(seconds: float) -> None:
@@ -377,7 +377,7 @@ def test_status_believes_who_tells_again_after_a_step_and_nobody_else(
             snapshot.publish(Snapshot(os.getpid(), now_s, now_s, "files", ()), tmp_path)
 
     monkeypatch.setattr(time, "sleep", told)
-    state = supervisor.state_of(tmp_path)
+    state = snapshot.state_of(tmp_path)
     assert state is not None
     assert state.taken_at_s == now_s
     assert len(looks) == 2

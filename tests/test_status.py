@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from feedmono import log, supervisor, workers
+from feedmono import log, workers
 from feedmono.commands import table
 from feedmono.counters import BOUNDS_S, Counters, Field, Histogram, quantile
-from feedmono.supervision import snapshot
+from feedmono.supervision import display, snapshot
 from feedmono.supervision.snapshot import ExchangeStatus, Snapshot
 
 
@@ -103,7 +103,7 @@ def test_the_summary_is_a_line_for_each_exchange() -> None:
     read_fd, write_fd = os.pipe()
     log.configure("info", "json", write_fd)
     state = Snapshot(1, 2.0, 3.0, "files", (status(), status(name="kraken", dead_letters=2)))
-    supervisor.summarize(state, log.get())
+    display.summarize(state, log.get())
     os.close(write_fd)
     with os.fdopen(read_fd, "rb") as pipe:
         first, second = map(json.loads, pipe.read().splitlines())

@@ -16,10 +16,9 @@ from report_rig import ALARM, feedmono, running, snapshot
 from sim import Sim, wait_until
 from test_status import shown
 
-from feedmono import supervisor
 from feedmono.commands import table
 from feedmono.supervision import statelock
-from feedmono.supervision.snapshot import Alarm, Disk, Snapshot
+from feedmono.supervision.snapshot import Alarm, Disk, Snapshot, state_of
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +26,7 @@ def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
     folder = tmp_path_factory.mktemp("status")
     with Sim("binance", "--rate", "50") as sim, Instance(folder, sim) as one:
         one.wait_trades("binance", 50)
-        wait_until(lambda: supervisor.state_of(one.state), lambda s: s is not None and s.http != "")
+        wait_until(lambda: state_of(one.state), lambda s: s is not None and s.http != "")
         yield one
 
 
@@ -61,7 +60,7 @@ def test_another_user_is_told_the_state_or_that_it_may_not_be_read(instance: Ins
             folder.chmod(folder.stat().st_mode | 0o055)
 
     def sees() -> bool:
-        state = supervisor.state_of(instance.state)
+        state = state_of(instance.state)
         return state is not None and state.pid == instance.pid
 
     def may_not() -> bool:

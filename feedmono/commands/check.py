@@ -12,8 +12,6 @@ from typing import NamedTuple
 from feedmono.config import Loaded
 from feedmono.config.values import mask_urls
 
-STYLES = ("table", "json")
-
 # Without a terminal nobody wraps: one line a row, however long, so that grep finds it whole.
 _PIPE_WIDTH = 10_000
 # Below it a long key is broken behind a dot.

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from feedmono import events, serializer, simulator, workers
+from feedmono import events, ring, simulator, workers
 from feedmono.config import Config
 from feedmono.sinks.files import count_trades
 from feedmono.supervision import reload, samples, statelock
@@ -123,7 +123,7 @@ def empty(config: Config) -> None:
         )
     for exchange in config.enabled_exchanges:
         shared = workers.Shared.of(config, exchange.name)
-        for path in (shared.ring, *serializer.aside(shared.ring), *shared.state_files):
+        for path in (shared.ring, *ring.set_aside_of(shared.ring), *shared.state_files):
             path.unlink(missing_ok=True)
         shutil.rmtree(shared.dead_letters, ignore_errors=True)
     for name in (samples.FILE, *events.FILES, reload.FILE):

@@ -12,8 +12,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from feedmono.supervision.display import Display
 from feedmono.supervision.snapshot import ExchangeStatus, Snapshot
-from feedmono.supervisor import Display
 
 _STYLES = {"flowing": "green", "restarting": "red", "waiting": "red"}
 _LINE_BYTES = 65536

@@ -431,7 +431,7 @@ class Backfill:
                 self._in_vain(out)
             return []
         settled = self._prove(symbol, ids, decoded, now_us)
-        settled += self._age(symbol, ids, wish, decoded.trades, out)
+        settled += self._age(symbol, ids, decoded.trades, out)
         now_s = self._clock()
         if wish.tail:
             self._looked(symbol, ids, decoded.trades, len(decoded.trades) >= wish.rows, now_s)
@@ -483,12 +483,7 @@ class Backfill:
         return settled
 
     def _age(
-        self,
-        symbol: str,
-        ids: Ids,
-        wish: PageRequest,
-        trades: Sequence[Trade],
-        out: _Out | None,
+        self, symbol: str, ids: Ids, trades: Sequence[Trade], out: _Out | None
     ) -> list[Settle]:
         """What of the hole is too old, now that a page has shown how old its rows are."""
         first = trades[0]

@@ -19,7 +19,7 @@ before the record. The crc finds that, and the reader looks again.
 
 from __future__ import annotations
 
-from feedmono.ring.files import Prepared, create, prepare
+from feedmono.ring.files import Prepared, create, keep_damaged, prepare, set_aside_of
 from feedmono.ring.mapped import ForeignRingError, Ring, RingError, boot_id
 from feedmono.ring.reader import Damage, RingReader
 from feedmono.ring.salvage import SalvagedReader
@@ -36,5 +36,7 @@ __all__ = [
     "SalvagedReader",
     "boot_id",
     "create",
+    "keep_damaged",
     "prepare",
+    "set_aside_of",
 ]

@@ -21,6 +21,10 @@ from feedmono.ring_layout import (
     cursor_word,
 )
 
+# Between a ring's name and a number: one that was replaced and is not drained yet; one that was
+# damaged, and is kept for the operator.
+_ASIDE, _DAMAGED = ".aside-", ".damaged-"
+
 
 def create(path: Path, capacity_bytes: int, first_sequence: int | None = None) -> None:
     """Makes an empty ring with all its space reserved; *path* must not exist.
@@ -132,9 +136,9 @@ def prepare(path: Path, capacity_bytes: int, least_sequence: int = 0) -> Prepare
             else:
                 reason = f"its capacity was {old_bytes >> 10} KiB"
         if reason:
-            while path.with_name(f"{path.name}.aside-{first_sequence}").exists():
+            while path.with_name(f"{path.name}{_ASIDE}{first_sequence}").exists():
                 first_sequence += 1
-            set_aside = path.with_name(f"{path.name}.aside-{first_sequence}")
+            set_aside = path.with_name(f"{path.name}{_ASIDE}{first_sequence}")
     following = path.with_name(path.name + ".next")
     following.unlink(missing_ok=True)
     if set_aside is None:
@@ -145,3 +149,13 @@ def prepare(path: Path, capacity_bytes: int, least_sequence: int = 0) -> Prepare
     path.rename(set_aside)
     following.rename(path)
     return Prepared(0, set_aside, reason)
+
+
+def set_aside_of(path: Path) -> list[Path]:
+    """The rings that were replaced by the one at *path* and are not drained yet, oldest first."""
+    return sorted(path.parent.glob(f"{path.name}{_ASIDE}*"))
+
+
+def keep_damaged(set_aside: Path) -> None:
+    """Renames a ring that is drained as far as it is intact, for the operator to look at."""
+    set_aside.rename(set_aside.with_name(set_aside.name.replace(_ASIDE, _DAMAGED)))

@@ -11,6 +11,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from feedmono import log as logs
 from feedmono import ring, workers
@@ -36,12 +37,12 @@ class Child:
     """Empty for one that serves all."""
     main: Callable[[Log], int]
     """Its life: the exit status."""
-    signal: signal.Signals = signal.SIGTERM
+    end_signal: signal.Signals = signal.SIGTERM
     """Ends it in order, for a successor to go on."""
     pid: int | None = None
     heart: Heart = field(default_factory=lambda: Heart(0))
     progress: int = 0
-    """`snapshot.Sampler.progress` when it was started: one that did some work before it ended is
+    """`sampler.Sampler.progress` when it was started: one that did some work before it ended is
     started again after the shortest wait."""
     retry_s: float = FIRST_RETRY_S
     due_s: float = 0.0
@@ -65,13 +66,13 @@ class Child:
         exchange = {"exchange": self.exchange} if self.exchange else {}
         return {**exchange, "worker": self.role}
 
-    def start(self, beats: int, settle: Callable[[], None], logging: Callable[[], None]) -> None:
+    def start(self, beats: int, settle: Callable[[], None]) -> None:
         """Forks it.
 
         :raises OSError: the system lets nobody begin.
         :param beats: as they are now.
-        :param settle: gives up in the child what it should not have of its parent's.
-        :param logging: configures the child's log.
+        :param settle: gives up in the child what it should not have of its parent's, and
+            configures its log.
         """
         parent_pid = os.getpid()
         sys.stdout.flush()
@@ -83,17 +84,15 @@ class Child:
         try:
             pid = os.fork()
             if not pid:
-                self._become(parent_pid, settle, logging)
+                self._become(parent_pid, settle)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self.pid = pid
         self.heart = Heart(beats)
         self.reason, self.kill_at_s = "", math.inf
 
-    def _become(
-        self, parent_pid: int, settle: Callable[[], None], logging: Callable[[], None]
-    ) -> None:
-        """The child's life; never returns."""
+    def _become(self, parent_pid: int, settle: Callable[[], None]) -> NoReturn:
+        """The child's life."""
         status = 1
         try:
             signal.set_wakeup_fd(-1)
@@ -101,7 +100,6 @@ class Child:
                 signal.signal(number, signal.SIG_DFL)
             workers.settle(self.name, parent_pid)
             settle()
-            logging()
             log = logs.get(**self.place)
             try:
                 status = self.main(log)
@@ -118,11 +116,16 @@ class Child:
         finally:
             os._exit(status)
 
+    def send(self, number: signal.Signals) -> None:
+        """Sends it a signal, if it runs."""
+        if self.pid is not None:
+            os.kill(self.pid, number)
+
     def end(self, reason: str, limit_s: float) -> None:
         """Asks it to end, for a successor; it is killed if it has not within the limit."""
         if self.pid is not None and not self.reason:
             self.reason, self.kill_at_s = reason, time.monotonic() + limit_s
-            os.kill(self.pid, self.signal)
+            os.kill(self.pid, self.end_signal)
 
     def kill(self, reason: str) -> None:
         """Ends it at once; `reap` takes it in."""
@@ -130,8 +133,8 @@ class Child:
             self.reason, self.kill_at_s = reason, math.inf
             os.kill(self.pid, signal.SIGKILL)
 
-    def wait(self, reason: str) -> None:
-        """Kills it and waits until it is gone."""
+    def kill_and_wait(self, reason: str) -> None:
+        """Ends it at once, and returns when it is gone."""
         if self.pid is not None:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
@@ -145,18 +148,26 @@ class Child:
         self.due_s = time.monotonic() + self.retry_s
         self.retry_s = min(self.retry_s * 2, RETRY_CAP_S)
 
-    def reap(self, progressed: Callable[[], bool]) -> Ended | None:
-        """Takes it in if it has ended, and says when the next one is to start; None if it runs.
-
-        :param progressed: whether it did any work.
-        """
+    def gone(self) -> int | None:
+        """Its status, as ``waitpid`` has it, if it has ended; None if it runs, or this was told."""
         if self.pid is None:
             return None
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         if not pid:
             return None
+        self.pid = None
+        return status
+
+    def reap(self, progressed: Callable[[], bool]) -> Ended | None:
+        """Takes it in if it has ended, and says when the next one is to start; None if it runs.
+
+        :param progressed: whether it did any work.
+        """
+        pid, status = self.pid, self.gone()
+        if pid is None or status is None:
+            return None
         reason = self.reason or CRASHED
-        self.pid, self.kill_at_s = None, math.inf
+        self.kill_at_s = math.inf
         if self.leaving:
             return Ended(pid, status, reason, math.inf)
         if progressed():

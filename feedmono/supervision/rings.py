@@ -1,4 +1,5 @@
-"""The rings of an instance: made or taken over, locked, and replaced where they can't be used."""
+"""The rings of an instance: made or taken over, locked, replaced where they can't be used, put
+away at the end."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from feedmono.config import Config
 from feedmono.delivery import ledger_file
 from feedmono.log import Log
 from feedmono.supervision import statelock
+from feedmono.supervision.snapshot import ExchangeStatus
 
 # Far above any Unix time in µs, and with room behind it in 64 bits: beyond it is damage.
 _MOST_SEQUENCE = 1 << 62
@@ -22,10 +24,6 @@ class Rings:
         self._log = log
         # The descriptor that holds the lock on each ring, for its workers to inherit.
         self._guards: dict[str, int] = {}
-
-    def exchanges(self) -> list[str]:
-        """Those that have a ring."""
-        return list(self._guards)
 
     def open(self, config: Config, exchange: str) -> None:
         """Makes a ring, or takes over the one that a predecessor left.
@@ -79,12 +77,34 @@ class Rings:
         """Its lock is free again; its file is the caller's business."""
         os.close(self._guards.pop(exchange))
 
+    def put_away(self, config: Config, exchange: ExchangeStatus) -> None:
+        """Its workers are gone: an empty ring is removed, with the counters; one that is not stays,
+        and is named."""
+        shared = workers.Shared.of(config, exchange.name)
+        then = "kept there, delivered by the next start that serves the exchange"
+        if exchange.ring_used_bytes:
+            there = shared.ring.exists()
+            self._log.warning(
+                "not delivered yet" if there else "the ring was removed",
+                exchange=exchange.name,
+                size_bytes=exchange.ring_used_bytes,
+                ring=str(shared.ring),
+                what=then if there else "lost",
+            )
+        else:
+            # Its memory is given back; the ledger knows its last sequence.
+            workers.remove(shared.ring, self._log)
+        for path in ring.set_aside_of(shared.ring):
+            self._log.warning(
+                "not delivered yet", exchange=exchange.name, ring=str(path), what=then
+            )
+        workers.remove(shared.counters, self._log)
+
     def keep_only(self, exchange: str) -> None:
         """In a process that was forked for that exchange (empty: for none): holds no lock but
         that one's."""
-        for name in self.exchanges():
-            if name != exchange:
-                self.give_up(name)
+        for name in [name for name in self._guards if name != exchange]:
+            self.give_up(name)
 
     def _prepare(self, config: Config, exchange: str) -> None:
         shared = workers.Shared.of(config, exchange)

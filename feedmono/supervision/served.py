@@ -5,27 +5,25 @@ from __future__ import annotations
 import math
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from feedmono import reader, serializer, workers
 from feedmono.config import Config, ExchangeConfig
 from feedmono.counters import Counters
 from feedmono.log import Log
-from feedmono.supervision import alarms, budget, snapshot
-from feedmono.supervision.children import HUNG, MEMORY, Child
+from feedmono.supervision import alarms, budget
+from feedmono.supervision.children import FIRST_RETRY_S, HUNG, MEMORY, RETRY_CAP_S, Child
 from feedmono.supervision.processes import Usage
+from feedmono.supervision.sampler import Sampler, Workers
 from feedmono.supervision.snapshot import ExchangeStatus
-
-_FIRST_RETRY_S = 0.25
-_RETRY_CAP_S = 30.0
 
 
 @dataclass(slots=True)
 class Mending:
     """A ring that is to be replaced; its workers wait for it."""
 
-    retry_s: float = _FIRST_RETRY_S
+    retry_s: float = FIRST_RETRY_S
     due_s: float = 0.0
     trouble: str = ""
     """Why the last attempt failed."""
@@ -33,7 +31,7 @@ class Mending:
     def failed(self, now_s: float, trouble: str) -> str:
         """Puts the next attempt off; what was in the way of the last one."""
         self.due_s = now_s + self.retry_s
-        self.retry_s = min(self.retry_s * 2, _RETRY_CAP_S)
+        self.retry_s = min(self.retry_s * 2, RETRY_CAP_S)
         before, self.trouble = self.trouble, trouble
         return before
 
@@ -42,7 +40,7 @@ class Mending:
 class Served:
     """One of the exchanges that an instance serves."""
 
-    sampler: snapshot.Sampler
+    sampler: Sampler
     reader: Child
     serializer: Child
     fds: tuple[int, ...]
@@ -69,7 +67,7 @@ class Served:
         Counters.create(shared.counters)
         for note in (shared.reader_note, shared.serializer_note, shared.orders):
             note.unlink(missing_ok=True)
-        sampler = snapshot.Sampler(config(), exchange)
+        sampler = Sampler(config(), exchange)
         wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         for end in ends:
@@ -83,10 +81,10 @@ class Served:
             return serializer.main(config(), name, wake_fd, asks_fd, log)
 
         return cls(
-            sampler,
-            Child("reader", name, read),
-            Child("serializer", name, serialize, workers.YIELD),
-            (wake_fd, asks_fd, asked_fd),
+            sampler=sampler,
+            reader=Child("reader", name, read),
+            serializer=Child("serializer", name, serialize, workers.YIELD),
+            fds=(wake_fd, asks_fd, asked_fd),
         )
 
     @property
@@ -104,7 +102,7 @@ class Served:
         """Its state now."""
         return self.sampler.sample(self._known(now_s), usages)
 
-    def _known(self, now_s: float) -> snapshot.Workers:
+    def _known(self, now_s: float) -> Workers:
         children = (self.reader, self.serializer)
         down = [
             f"{child.name}, in {max(0.0, child.due_s - now_s):.0f} s"
@@ -113,12 +111,12 @@ class Served:
         ]
         if self.mending:
             down = [f"the ring can't be replaced: {self.mending.trouble}"]
-        return snapshot.Workers(
-            {child.role: child.pid for child in children},
-            "; ".join(down),
-            {child.role: dict(child.restarts) for child in children},
-            self.judge.acts,
-            self.reader.leaving,
+        return Workers(
+            pids={child.role: child.pid for child in children},
+            restarting="; ".join(down),
+            restarts={child.role: dict(child.restarts) for child in children},
+            budget_exceeded=self.judge.acts,
+            ending=self.reader.leaving,
         )
 
     def keep_budget(self, now_s: float, status: ExchangeStatus, limit_s: float, log: Log) -> None:
@@ -155,10 +153,10 @@ class Served:
 
 def check_heart(
     child: Child, beats: int, allowance_s: float, usage: Usage | None, log: Log
-) -> Iterator[alarms.Condition]:
+) -> alarms.Condition | None:
     """Ends who hangs; tells of one that waits for a disk, which no signal would end."""
     if child.pid is None:
-        return
+        return None
     heart = child.heart
     hangs = heart.look(beats, allowance_s)
     # One that was spared is looked at each time: its disk may be there again by now.
@@ -167,6 +165,7 @@ def check_heart(
     elif hangs and child.reason != HUNG:
         log.error("a worker hangs: killed", **child.place, pid=child.pid, silent_s=heart.looks)
         child.kill(HUNG)
-    if heart.is_spared:
-        text = f"the {child.role} has waited for the disk for {heart.looks} s"
-        yield alarms.Condition("hung", child.exchange, text)
+    if not heart.is_spared:
+        return None
+    text = f"the {child.role} has waited for the disk for {heart.looks} s"
+    return alarms.Condition("hung", child.exchange, text)
