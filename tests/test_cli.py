@@ -189,11 +189,12 @@ class Screen:
 
 
 FLOWING = rb"binance +.{0,9}flowing.{0,9} +\d+\.\d"
+STORED = FLOWING + rb" +[1-9]"
 
 
 def test_with_a_terminal_a_live_table_is_shown_below_the_log(tmp_path: Path) -> None:
     with Screen(tmp_path) as screen:
-        screen.wait(FLOWING)
+        screen.wait(STORED)
         screen.wait(b"subscribed")
         screen.process.send_signal(signal.SIGHUP)
         screen.wait(b"reloaded")
