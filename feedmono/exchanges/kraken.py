@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from decimal import Context, Decimal
 from functools import lru_cache
@@ -19,6 +19,7 @@ from urllib.parse import quote
 import msgspec
 
 from feedmono.exchanges import _shape
+from feedmono.exchanges._rows import UNREADABLE, read_rows
 from feedmono.exchanges._shape import Shape
 from feedmono.exchanges._subscriptions import Request, Subscriptions
 from feedmono.exchanges.base import (
@@ -82,8 +83,6 @@ _NOT_MATCHING = frozenset({"maintenance", "cancel_only", "post_only"})
 # REST still gives the names of version 1 for two assets; version 2 refuses those.
 _ALIASES = {"XBT": "BTC", "XDG": "DOGE"}
 
-_UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
-_MAX_PROBLEMS = 20
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _EXACT = Context(prec=MAX_DECIMAL_CHARS)
 
@@ -246,7 +245,7 @@ class Kraken(Exchange):
     def read_metadata(self, body: bytes) -> Mapping[str, Market]:
         try:
             answer = _decode_pairs(body)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise ValueError(f"not an AssetPairs answer: {error}: {excerpt(body)}") from error
         if answer.error:
             raise ValueError(f"the exchange refused AssetPairs: {'; '.join(answer.error)[:200]}")
@@ -279,17 +278,14 @@ class Kraken(Exchange):
             if len(books) != 1:
                 raise Undecodable(f"a page of {len(books)} markets, not of one: {excerpt(body)}")
             rows = _decode_page_rows(books[0])
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise Undecodable(f"not a page of trades: {error}: {excerpt(body)}") from error
-        trades, problems = _readable(rows, lambda row: _page_trade(symbol, _decode_page_row(row)))
-        if problems and not trades:
-            raise Undecodable("; ".join(problems))
-        return Decoded(tuple(trades), BACKFILL, tuple(problems))
+        return read_rows(rows, lambda row: _page_trade(symbol, _decode_page_row(row)), BACKFILL)
 
     def is_page_of(self, body: bytes, rest_name: str) -> bool:
         try:
             result = _decode_page(body).result
-        except _UNREADABLE:
+        except UNREADABLE:
             return True
         return [name for name in result if name != "last"] == [rest_name]
 
@@ -298,7 +294,7 @@ class Kraken(Exchange):
             return None
         try:
             text = "; ".join(_decode_errors(body).error)[:200]
-        except _UNREADABLE:
+        except UNREADABLE:
             text = excerpt(body)
         return Refusal(text, _TOO_MANY.search(text) is not None)
 
@@ -387,7 +383,7 @@ def _decode(frame: bytes) -> Decoded:
         message = _decode_usual(frame)
         trades = tuple([_usual_trade(row) for row in message.data])
         return _new(Decoded, (trades, _ORIGINS[message.type], ()))
-    except _UNREADABLE:
+    except UNREADABLE:
         return _decode_carefully(frame)
 
 
@@ -430,35 +426,14 @@ def _decode_carefully(frame: bytes) -> Decoded:
     """
     try:
         message = _decode_loose(frame)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise Undecodable(f"not a message with a list of trades: {error}") from error
     if message.channel != "trade" or message.data is None:
         raise Undecodable(f"not a message of the channel trade: {excerpt(frame)}")
-    trades, problems = _readable(message.data, lambda row: _careful_trade(_decode_row(row)))
-    origin = STREAM
-    if isinstance(message.type, str) and message.type in _ORIGINS:
-        origin = _ORIGINS[message.type]
-    else:
-        problems.insert(0, "the type is neither snapshot nor update; taken as update")
-    if problems and not trades:
-        raise Undecodable("; ".join(problems))
-    return Decoded(tuple(trades), origin, tuple(problems))
-
-
-def _readable(
-    rows: Sequence[msgspec.Raw], read: Callable[[msgspec.Raw], Trade]
-) -> tuple[list[Trade], list[str]]:
-    """The trades that *read* makes of rows, and why the others are none."""
-    trades: list[Trade] = []
-    problems: list[str] = []
-    for number, row in enumerate(rows, 1):
-        try:
-            trades.append(read(row))
-        except _UNREADABLE as error:
-            problems.append(f"trade {number} of {len(rows)}: {str(error)[:200]}")
-    if len(problems) > _MAX_PROBLEMS:
-        problems[_MAX_PROBLEMS:] = [f"and {len(problems) - _MAX_PROBLEMS} more"]
-    return trades, problems
+    known = isinstance(message.type, str) and message.type in _ORIGINS
+    origin = _ORIGINS[message.type] if known else STREAM
+    flaws = () if known else ("the type is neither snapshot nor update; taken as update",)
+    return read_rows(message.data, lambda row: _careful_trade(_decode_row(row)), origin, flaws)
 
 
 def _page_trade(symbol: str, row: _PageRow) -> Trade:
@@ -530,7 +505,7 @@ class _KrakenSession(Session):
     def receive(self, frame: bytes, now_s: float) -> Sequence[Event]:
         try:
             message = _decode_message(frame)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             return (Unknown(f"not a JSON object: {error}: {excerpt(frame)}"),)
         channel = message.channel
         if channel == "trade":
@@ -553,14 +528,14 @@ class _KrakenSession(Session):
     def _status(self, message: _Message, frame: bytes) -> Sequence[Event]:
         try:
             system = _decode_status(message.data)[-1].system[:60]
-        except (*_UNREADABLE, IndexError):
+        except (*UNREADABLE, IndexError):
             return (Unknown(f"a status without a system: {excerpt(frame)}"),)
         return (SystemStatus(system, system not in _NOT_MATCHING),)
 
     def _acknowledged(self, message: _Message, frame: bytes) -> Sequence[Event]:
         try:
             result = _decode_acknowledged(message.result)
-        except _UNREADABLE:
+        except UNREADABLE:
             result = None
         if (
             result is None
