@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from feedmono.exchanges.base import Event, Unanswered, Unsubscribed
+
 ANSWER_WAIT_S = 10.0
 """How long a request may stay unanswered before it is repeated."""
 MAX_REPEATS = 3
@@ -27,15 +29,6 @@ class Request(NamedTuple):
     symbols: tuple[str, ...]
     joins: bool
     """Whether it subscribes; else it unsubscribes."""
-
-
-class Expired(NamedTuple):
-    """Symbols that were given up."""
-
-    unanswered: tuple[str, ...]
-    """Those that were to be subscribed."""
-    left: tuple[str, ...]
-    """Those that were to be unsubscribed: they count as if they were."""
 
 
 @dataclass(slots=True)
@@ -142,10 +135,11 @@ class Subscriptions:
         """Another message than a request was sent: the next request waits its time."""
         self._free_s = max(self._free_s, now_s + self._interval_s)
 
-    def expire(self, now_s: float) -> Expired:
-        """Has overdue requests repeated; gives the symbols that were given up, each once."""
+    def expire(self, now_s: float) -> tuple[Event, ...]:
+        """Has overdue requests repeated; tells which symbols were given up, each once. Those that
+        were to be unsubscribed count as if they were."""
         unanswered: list[str] = []
-        left: list[str] = []
+        events: list[Event] = []
         for request_id, request in list(self._open.items()):
             if not request.sent or now_s < request.due_s:
                 continue
@@ -154,11 +148,16 @@ class Subscriptions:
                 request.repeats += 1
                 request.sent = False
                 continue
-            (unanswered if request.joins else left).extend(request.symbols)
+            if request.joins:
+                unanswered += request.symbols
+            else:
+                events += map(Unsubscribed, request.symbols)
             for symbol in request.symbols:
                 del self._request_of[symbol]
             del self._open[request_id]
-        return Expired(tuple(unanswered), tuple(left))
+        if unanswered:
+            events.append(Unanswered(tuple(unanswered)))
+        return tuple(events)
 
     def _turn_back(self, request: _Open) -> None:
         """Of an unanswered request, has the opposite asked for the symbols of which it is wanted

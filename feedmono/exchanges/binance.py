@@ -29,7 +29,6 @@ from feedmono.exchanges.base import (
     Session,
     Shutdown,
     Subscribed,
-    Unanswered,
     Undecodable,
     Unknown,
     Unsubscribed,
@@ -358,10 +357,7 @@ class _BinanceSession(Session):
         self._subscriptions = Subscriptions(symbols, _SYMBOLS_PER_REQUEST, _MESSAGE_INTERVAL_S)
 
     def poll(self, now_s: float) -> tuple[Sequence[str], Sequence[Event]]:
-        unanswered, left = self._subscriptions.expire(now_s)
-        events: tuple[Event, ...] = tuple(Unsubscribed(symbol) for symbol in left)
-        if unanswered:
-            events += (Unanswered(unanswered),)
+        events = self._subscriptions.expire(now_s)
         request = self._subscriptions.due(now_s)
         if request is None:
             return (), events

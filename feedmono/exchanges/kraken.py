@@ -35,7 +35,6 @@ from feedmono.exchanges.base import (
     Session,
     Subscribed,
     SystemStatus,
-    Unanswered,
     Undecodable,
     Unknown,
     Unsubscribed,
@@ -471,10 +470,7 @@ class _KrakenSession(Session):
         self._pings = 1_000_000_000
 
     def poll(self, now_s: float) -> tuple[Sequence[str], Sequence[Event]]:
-        unanswered, left = self._subscriptions.expire(now_s)
-        events: tuple[Event, ...] = tuple(Unsubscribed(symbol) for symbol in left)
-        if unanswered:
-            events += (Unanswered(unanswered),)
+        events = self._subscriptions.expire(now_s)
         request = self._subscriptions.due(now_s)
         message: dict[str, object]
         if request is not None:
