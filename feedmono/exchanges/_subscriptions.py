@@ -3,7 +3,7 @@
 Every exchange's session needs the same: send requests no faster than allowed, remember which
 symbols each asked for, ask again when no answer comes, stop asking some day; and, when other
 symbols are wanted, end some subscriptions and begin others. What an answer looks like, and what
-it means, is the session's.
+it says, is the session's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from feedmono.exchanges.base import Event, Unanswered, Unsubscribed
+from feedmono.exchanges.base import Event, Refused, Subscribed, Unanswered, Unsubscribed
 
 ANSWER_WAIT_S = 10.0
 """How long a request may stay unanswered before it is repeated."""
@@ -198,19 +198,25 @@ class Subscriptions:
         """The id of the request that waits for an answer about *symbol*."""
         return self._request_of.get(symbol)
 
-    def settle(self, request_id: int, symbol: str, refused: bool = False) -> None:
-        """An answer about one symbol of a request came. To an unsubscription any answer will do:
-        what is refused was no subscription."""
+    def settle(self, request_id: int, symbol: str, refusal: str | None = None) -> Event:
+        """An answer about one symbol of a request came; gives the event of it. To an unsubscription
+        any answer will do: what is refused was no subscription.
+
+        :param refusal: why the exchange refused it, if it did.
+        """
         request = self._open[request_id]
         request.symbols.remove(symbol)
         del self._request_of[symbol]
-        if request.joins and not refused:
+        if request.joins and refusal is None:
             self._held.add(symbol)
         elif request.joins and symbol in self._wanted:
             self._refused.add(symbol)
         if not request.symbols:
             del self._open[request_id]
         self._review(symbol)
+        if not request.joins:
+            return Unsubscribed(symbol)
+        return Subscribed(symbol) if refusal is None else Refused(symbol, refusal)
 
     def split(self, request_id: int, now_s: float) -> None:
         """Asks again for a request's symbols, in two halves: one of them was refused, and the

@@ -25,13 +25,10 @@ from feedmono.exchanges.base import (
     Limits,
     Market,
     PageRequest,
-    Refused,
     Session,
     Shutdown,
-    Subscribed,
     Undecodable,
     Unknown,
-    Unsubscribed,
     excerpt,
 )
 from feedmono.trade import (
@@ -402,12 +399,7 @@ class _BinanceSession(Session):
     def _acknowledged(self, request_id: int) -> Sequence[Event]:
         """One answer for all symbols of a request; a second one, to its repetition, for none."""
         symbols = self._subscriptions.of(request_id)
-        if not symbols:
-            return ()
-        answer = Subscribed if self._subscriptions.joins(request_id) else Unsubscribed
-        for symbol in symbols:
-            self._subscriptions.settle(request_id, symbol)
-        return tuple(answer(symbol) for symbol in symbols)
+        return tuple(self._subscriptions.settle(request_id, symbol) for symbol in symbols)
 
     def _refused(self, message: _Message, now_s: float) -> Sequence[Event]:
         """The error stands flat in the message or in an object of its own."""
@@ -427,6 +419,4 @@ class _BinanceSession(Session):
         if len(symbols) > 1:
             self._subscriptions.split(message.id, now_s)
             return ()
-        joins = self._subscriptions.joins(message.id)
-        self._subscriptions.settle(message.id, symbols[0], refused=True)
-        return (Refused(symbols[0], reason) if joins else Unsubscribed(symbols[0]),)
+        return (self._subscriptions.settle(message.id, symbols[0], reason),)

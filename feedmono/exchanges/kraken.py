@@ -31,13 +31,10 @@ from feedmono.exchanges.base import (
     Market,
     PageRequest,
     Refusal,
-    Refused,
     Session,
-    Subscribed,
     SystemStatus,
     Undecodable,
     Unknown,
-    Unsubscribed,
     excerpt,
 )
 from feedmono.trade import (
@@ -545,9 +542,7 @@ class _KrakenSession(Session):
     def _subscribed(self, message: _Message, symbol: str, frame: bytes) -> Sequence[Event]:
         request_id = self._request_of(message, symbol)
         if request_id is not None:
-            joins = self._subscriptions.joins(request_id)
-            self._subscriptions.settle(request_id, symbol)
-            return (Subscribed(symbol) if joins else Unsubscribed(symbol),)
+            return (self._subscriptions.settle(request_id, symbol),)
         if self._subscriptions.issued(message.req_id):
             # The answer to a repetition, after the first one was answered late.
             return ()
@@ -578,10 +573,7 @@ class _KrakenSession(Session):
             return (Unknown(f"the server can't take a subscription now: {text}"),)
         if request_id is None:
             return (Unknown(f"an error that concerns no request of ours: {excerpt(frame)}"),)
-        joins = self._subscriptions.joins(request_id)
-        for each in symbols:
-            self._subscriptions.settle(request_id, each, refused=True)
-        return tuple(Refused(each, text) if joins else Unsubscribed(each) for each in symbols)
+        return tuple(self._subscriptions.settle(request_id, each, text) for each in symbols)
 
     def _postpone(self, request_id: int | None, now_s: float) -> None:
         """One request; all that are out if the server did not say which it means."""
