@@ -45,7 +45,7 @@ from kafka_rig import (
 
 from feedmono import avro, log, resources
 from feedmono.config import KafkaConfig
-from feedmono.sinks import kafka_dead, kafka_source
+from feedmono.sinks import kafka_consumer, kafka_dead
 from feedmono.sinks.base import KINDS, Coverage, DeadLetter, Entry, Frame, SinkFailed
 from feedmono.sinks.kafka import KafkaSink
 from feedmono.sinks.kafka_client import BrokerTrouble
@@ -738,7 +738,7 @@ def test_a_source_without_topic_is_empty_and_without_broker_or_registry_says_so(
 def test_a_broker_that_falls_silent_ends_the_reading(
     real_bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kafka_source, "_SILENT_S", 2.0)
+    monkeypatch.setattr(kafka_consumer, "_SILENT_S", 2.0)
     bench = real_bench.open()
     bench.deliver([trade_entry(i) for i in range(1, 11)])
     reading = KafkaSource(bench.config, "testex").read("trades")
