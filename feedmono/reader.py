@@ -17,7 +17,6 @@ from feedmono import messages, ring, ring_layout, workers
 from feedmono.config import Config, ConnectionsConfig
 from feedmono.counters import Counters, Field
 from feedmono.exchanges import load
-from feedmono.exchanges.base import spread
 from feedmono.heartbeat import Pulse
 from feedmono.log import Log
 from feedmono.network import metadata
@@ -262,7 +261,7 @@ class Process:
             else:
                 slot.retire()
                 self._leaving.append(slot)
-        return kept + [self._new_slot(share) for share in spread(new[free:], room)]
+        return kept + [self._new_slot(share) for share in _spread(new[free:], room)]
 
     def _new_slot(self, symbols: Sequence[str]) -> Slot:
         slot = Slot(symbols, self._make, self._start, self._numbers, self, self._lock, self._log)
@@ -432,6 +431,12 @@ def _without(symbols: Sequence[str], shares: Sequence[Sequence[str]]) -> list[st
     """The symbols that are in no share."""
     given = set().union(*shares)
     return [symbol for symbol in dict.fromkeys(symbols) if symbol not in given]
+
+
+def _spread(symbols: Sequence[str], per_connection: int) -> list[tuple[str, ...]]:
+    """*symbols* cut into as few connections as the limit allows, in even shares."""
+    count = -(-len(symbols) // per_connection)
+    return [tuple(symbols[i::count]) for i in range(count)]
 
 
 def file_system(folder: Path, mounts: str) -> str:

@@ -14,7 +14,7 @@ from confluent_kafka import Producer, TopicPartition
 from kafka_rig import RECEIVED_NS, AnyRegistry, Bench, bench, call, read_topic, real_bench
 
 from feedmono import avro
-from feedmono.sinks import kafka_source
+from feedmono.sinks import kafka_consumer
 from feedmono.sinks.base import KINDS, Coverage, DeadLetter, Entry, Frame
 from feedmono.sinks.kafka_client import BrokerTrouble
 from feedmono.sinks.kafka_source import KafkaSource
@@ -219,7 +219,7 @@ def test_a_source_without_topic_is_empty_and_without_broker_or_registry_says_so(
 def test_a_broker_that_falls_silent_ends_the_reading(
     real_bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kafka_source, "_SILENT_S", 2.0)
+    monkeypatch.setattr(kafka_consumer, "_SILENT_S", 2.0)
     bench = real_bench.open()
     bench.deliver([trade_entry(i) for i in range(1, 11)])
     reading = KafkaSource(bench.config, "testex").read("trades")

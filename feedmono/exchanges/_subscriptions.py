@@ -3,7 +3,7 @@
 Every exchange's session needs the same: send requests no faster than allowed, remember which
 symbols each asked for, ask again when no answer comes, stop asking some day; and, when other
 symbols are wanted, end some subscriptions and begin others. What an answer looks like, and what
-it means, is the session's.
+it says, is the session's.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+
+from feedmono.exchanges.base import Event, Refused, Subscribed, Unanswered, Unsubscribed
 
 ANSWER_WAIT_S = 10.0
 """How long a request may stay unanswered before it is repeated."""
@@ -27,15 +29,6 @@ class Request(NamedTuple):
     symbols: tuple[str, ...]
     joins: bool
     """Whether it subscribes; else it unsubscribes."""
-
-
-class Expired(NamedTuple):
-    """Symbols that were given up."""
-
-    unanswered: tuple[str, ...]
-    """Those that were to be subscribed."""
-    left: tuple[str, ...]
-    """Those that were to be unsubscribed: they count as if they were."""
 
 
 @dataclass(slots=True)
@@ -142,10 +135,11 @@ class Subscriptions:
         """Another message than a request was sent: the next request waits its time."""
         self._free_s = max(self._free_s, now_s + self._interval_s)
 
-    def expire(self, now_s: float) -> Expired:
-        """Has overdue requests repeated; gives the symbols that were given up, each once."""
+    def expire(self, now_s: float) -> tuple[Event, ...]:
+        """Has overdue requests repeated; tells which symbols were given up, each once. Those that
+        were to be unsubscribed count as if they were."""
         unanswered: list[str] = []
-        left: list[str] = []
+        events: list[Event] = []
         for request_id, request in list(self._open.items()):
             if not request.sent or now_s < request.due_s:
                 continue
@@ -154,11 +148,16 @@ class Subscriptions:
                 request.repeats += 1
                 request.sent = False
                 continue
-            (unanswered if request.joins else left).extend(request.symbols)
+            if request.joins:
+                unanswered += request.symbols
+            else:
+                events += map(Unsubscribed, request.symbols)
             for symbol in request.symbols:
                 del self._request_of[symbol]
             del self._open[request_id]
-        return Expired(tuple(unanswered), tuple(left))
+        if unanswered:
+            events.append(Unanswered(tuple(unanswered)))
+        return tuple(events)
 
     def _turn_back(self, request: _Open) -> None:
         """Of an unanswered request, has the opposite asked for the symbols of which it is wanted
@@ -199,19 +198,25 @@ class Subscriptions:
         """The id of the request that waits for an answer about *symbol*."""
         return self._request_of.get(symbol)
 
-    def settle(self, request_id: int, symbol: str, refused: bool = False) -> None:
-        """An answer about one symbol of a request came. To an unsubscription any answer will do:
-        what is refused was no subscription."""
+    def settle(self, request_id: int, symbol: str, refusal: str | None = None) -> Event:
+        """An answer about one symbol of a request came; gives the event of it. To an unsubscription
+        any answer will do: what is refused was no subscription.
+
+        :param refusal: why the exchange refused it, if it did.
+        """
         request = self._open[request_id]
         request.symbols.remove(symbol)
         del self._request_of[symbol]
-        if request.joins and not refused:
+        if request.joins and refusal is None:
             self._held.add(symbol)
         elif request.joins and symbol in self._wanted:
             self._refused.add(symbol)
         if not request.symbols:
             del self._open[request_id]
         self._review(symbol)
+        if not request.joins:
+            return Unsubscribed(symbol)
+        return Subscribed(symbol) if refusal is None else Refused(symbol, refusal)
 
     def split(self, request_id: int, now_s: float) -> None:
         """Asks again for a request's symbols, in two halves: one of them was refused, and the

@@ -206,6 +206,10 @@ class Exchange(ABC):
     limits: ClassVar[Limits]
     metadata_path: ClassVar[str]
     """Path and query of the REST answer that `read_metadata` reads, appended to ``rest_url``."""
+    pages_by_id: ClassVar[bool]
+    """Whether a page can begin at an id; else it begins at a time, and ids follow from it."""
+    rest_headers: ClassVar[Mapping[str, str]] = {}
+    """Headers of each REST request."""
 
     @abstractmethod
     def session(self, symbols: Sequence[str]) -> Session:
@@ -232,11 +236,6 @@ class Exchange(ABC):
 
         :raises ValueError: the body is not such an answer.
         """
-
-    pages_by_id: ClassVar[bool]
-    """Whether a page can begin at an id; else it begins at a time, and ids follow from it."""
-    rest_headers: ClassVar[Mapping[str, str]] = {}
-    """Headers of each REST request."""
 
     @abstractmethod
     def page_path(self, request: PageRequest, rest_name: str) -> str:
@@ -267,9 +266,3 @@ class Exchange(ABC):
 def excerpt(message: bytes) -> str:
     """The beginning of a message in printable form, for a reason that an operator reads."""
     return repr(message[:EXCERPT_BYTES])[1:] + ("…" if len(message) > EXCERPT_BYTES else "")
-
-
-def spread(symbols: Sequence[str], per_connection: int) -> list[tuple[str, ...]]:
-    """*symbols* cut into as few connections as the limit allows, in even shares."""
-    count = -(-len(symbols) // per_connection)
-    return [tuple(symbols[i::count]) for i in range(count)]

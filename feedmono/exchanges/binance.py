@@ -14,6 +14,7 @@ from urllib.parse import quote
 import msgspec
 
 from feedmono.exchanges import _shape
+from feedmono.exchanges._rows import UNREADABLE, read_rows
 from feedmono.exchanges._shape import FIRST_MICROSECOND, Shape
 from feedmono.exchanges._subscriptions import Subscriptions
 from feedmono.exchanges.base import (
@@ -24,14 +25,10 @@ from feedmono.exchanges.base import (
     Limits,
     Market,
     PageRequest,
-    Refused,
     Session,
     Shutdown,
-    Subscribed,
-    Unanswered,
     Undecodable,
     Unknown,
-    Unsubscribed,
     excerpt,
 )
 from feedmono.trade import (
@@ -58,8 +55,6 @@ _SYMBOLS_PER_REQUEST = 100
 # connections).
 _PASSING_CODES = frozenset({-1000, -1001, -1003, -1006, -1007, -1008, -1034})
 
-_UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
-_MAX_PROBLEMS = 20
 # rest-api.md, historicalTrades.
 _PAGE_ROWS = 1000
 
@@ -207,7 +202,7 @@ class Binance(Exchange):
     def read_metadata(self, body: bytes) -> Mapping[str, Market]:
         try:
             listed = _decode_info(body).symbols
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise ValueError(f"not an exchangeInfo answer: {error}: {excerpt(body)}") from error
         if not listed:
             raise ValueError(f"an exchangeInfo answer without any symbol: {excerpt(body)}")
@@ -223,20 +218,9 @@ class Binance(Exchange):
             raise Undecodable(f"the symbol asked for can't be one: {symbol[:60]!r}")
         try:
             rows = _decode_page(body)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise Undecodable(f"not a list of trades: {error}: {excerpt(body)}") from error
-        trades: list[Trade] = []
-        problems: list[str] = []
-        for number, row in enumerate(rows, 1):
-            try:
-                trades.append(_page_trade(symbol, _decode_row(row)))
-            except _UNREADABLE as error:
-                problems.append(f"trade {number} of {len(rows)}: {str(error)[:200]}")
-        if len(problems) > _MAX_PROBLEMS:
-            problems[_MAX_PROBLEMS:] = [f"and {len(problems) - _MAX_PROBLEMS} more"]
-        if problems and not trades:
-            raise Undecodable("; ".join(problems))
-        return Decoded(tuple(trades), BACKFILL, tuple(problems))
+        return read_rows(rows, lambda row: _page_trade(symbol, _decode_row(row)), BACKFILL)
 
     def used_weight(self, headers: Mapping[str, str]) -> int | None:
         text = headers.get("x-mbx-used-weight-1m", "")
@@ -277,7 +261,7 @@ def _decode(frame: bytes) -> Decoded:
                 (symbol, event.trade_id, price, quantity, side, time_us, maker, None, None),
             )
             return _new(Decoded, ((trade,), STREAM, ()))
-    except _UNREADABLE:
+    except UNREADABLE:
         pass
     return _decode_carefully(frame)
 
@@ -289,7 +273,7 @@ def _decode_carefully(frame: bytes) -> Decoded:
     """
     try:
         message = _decode_any(frame)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise Undecodable(f"not JSON: {error}") from error
     event = message.get("data", message) if isinstance(message, dict) else None
     if not isinstance(event, dict):
@@ -350,7 +334,7 @@ def _kind(data: msgspec.Raw) -> object:
     """What a combined message's event is; None if it is no event."""
     try:
         return _decode_kind(data).e
-    except _UNREADABLE:
+    except UNREADABLE:
         return None
 
 
@@ -370,10 +354,7 @@ class _BinanceSession(Session):
         self._subscriptions = Subscriptions(symbols, _SYMBOLS_PER_REQUEST, _MESSAGE_INTERVAL_S)
 
     def poll(self, now_s: float) -> tuple[Sequence[str], Sequence[Event]]:
-        unanswered, left = self._subscriptions.expire(now_s)
-        events: tuple[Event, ...] = tuple(Unsubscribed(symbol) for symbol in left)
-        if unanswered:
-            events += (Unanswered(unanswered),)
+        events = self._subscriptions.expire(now_s)
         request = self._subscriptions.due(now_s)
         if request is None:
             return (), events
@@ -398,7 +379,7 @@ class _BinanceSession(Session):
     def receive(self, frame: bytes, now_s: float) -> Sequence[Event]:
         try:
             message = _decode_message(frame)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             return (Unknown(f"not a JSON object: {error}: {excerpt(frame)}"),)
         kind = message.e if message.e is not None else _kind(message.data)
         stream = message.stream
@@ -418,12 +399,7 @@ class _BinanceSession(Session):
     def _acknowledged(self, request_id: int) -> Sequence[Event]:
         """One answer for all symbols of a request; a second one, to its repetition, for none."""
         symbols = self._subscriptions.of(request_id)
-        if not symbols:
-            return ()
-        answer = Subscribed if self._subscriptions.joins(request_id) else Unsubscribed
-        for symbol in symbols:
-            self._subscriptions.settle(request_id, symbol)
-        return tuple(answer(symbol) for symbol in symbols)
+        return tuple(self._subscriptions.settle(request_id, symbol) for symbol in symbols)
 
     def _refused(self, message: _Message, now_s: float) -> Sequence[Event]:
         """The error stands flat in the message or in an object of its own."""
@@ -443,6 +419,4 @@ class _BinanceSession(Session):
         if len(symbols) > 1:
             self._subscriptions.split(message.id, now_s)
             return ()
-        joins = self._subscriptions.joins(message.id)
-        self._subscriptions.settle(message.id, symbols[0], refused=True)
-        return (Refused(symbols[0], reason) if joins else Unsubscribed(symbols[0]),)
+        return (self._subscriptions.settle(message.id, symbols[0], reason),)

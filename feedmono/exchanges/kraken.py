@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from decimal import Context, Decimal
 from functools import lru_cache
@@ -19,6 +19,7 @@ from urllib.parse import quote
 import msgspec
 
 from feedmono.exchanges import _shape
+from feedmono.exchanges._rows import UNREADABLE, read_rows
 from feedmono.exchanges._shape import Shape
 from feedmono.exchanges._subscriptions import Request, Subscriptions
 from feedmono.exchanges.base import (
@@ -30,14 +31,10 @@ from feedmono.exchanges.base import (
     Market,
     PageRequest,
     Refusal,
-    Refused,
     Session,
-    Subscribed,
     SystemStatus,
-    Unanswered,
     Undecodable,
     Unknown,
-    Unsubscribed,
     excerpt,
 )
 from feedmono.trade import (
@@ -82,9 +79,12 @@ _NOT_MATCHING = frozenset({"maintenance", "cancel_only", "post_only"})
 # REST still gives the names of version 1 for two assets; version 2 refuses those.
 _ALIASES = {"XBT": "BTC", "XDG": "DOGE"}
 
-_UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
-_MAX_PROBLEMS = 20
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_EXACT = Context(prec=MAX_DECIMAL_CHARS)
+
+_ORIGINS = {"update": STREAM, "snapshot": SNAPSHOT}
+_SIDES = {"buy": BUY, "sell": SELL}
+_PAGE_SIDES = {"b": BUY, "s": SELL}
 
 
 class _Row(msgspec.Struct, gc=False):
@@ -192,12 +192,12 @@ _new = tuple.__new__
 _SHAPE = Shape(
     frame={
         "channel": _shape.only("trade"),
-        "type": _shape.one_of({"update": {"origin": STREAM}, "snapshot": {"origin": SNAPSHOT}}),
+        "type": _shape.one_of({name: {"origin": origin} for name, origin in _ORIGINS.items()}),
         "data": _shape.MANY_TRADES,
     },
     trade={
         "symbol": _shape.SYMBOL,
-        "side": _shape.one_of({"buy": {"side": BUY}, "sell": {"side": SELL}}),
+        "side": _shape.one_of({name: {"side": side} for name, side in _SIDES.items()}),
         "price": _shape.PRICE,
         "qty": _shape.QUANTITY,
         "trade_id": _shape.TRADE_ID,
@@ -241,7 +241,7 @@ class Kraken(Exchange):
     def read_metadata(self, body: bytes) -> Mapping[str, Market]:
         try:
             answer = _decode_pairs(body)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise ValueError(f"not an AssetPairs answer: {error}: {excerpt(body)}") from error
         if answer.error:
             raise ValueError(f"the exchange refused AssetPairs: {'; '.join(answer.error)[:200]}")
@@ -274,17 +274,14 @@ class Kraken(Exchange):
             if len(books) != 1:
                 raise Undecodable(f"a page of {len(books)} markets, not of one: {excerpt(body)}")
             rows = _decode_page_rows(books[0])
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise Undecodable(f"not a page of trades: {error}: {excerpt(body)}") from error
-        trades, problems = _readable(rows, lambda row: _page_trade(symbol, _decode_page_row(row)))
-        if problems and not trades:
-            raise Undecodable("; ".join(problems))
-        return Decoded(tuple(trades), BACKFILL, tuple(problems))
+        return read_rows(rows, lambda row: _page_trade(symbol, _decode_page_row(row)), BACKFILL)
 
     def is_page_of(self, body: bytes, rest_name: str) -> bool:
         try:
             result = _decode_page(body).result
-        except _UNREADABLE:
+        except UNREADABLE:
             return True
         return [name for name in result if name != "last"] == [rest_name]
 
@@ -293,52 +290,33 @@ class Kraken(Exchange):
             return None
         try:
             text = "; ".join(_decode_errors(body).error)[:200]
-        except _UNREADABLE:
+        except UNREADABLE:
             text = excerpt(body)
         return Refusal(text, _TOO_MANY.search(text) is not None)
 
 
 EXCHANGE = Kraken
 
-_ORIGINS = {"update": STREAM, "snapshot": SNAPSHOT}
-_SIDES = {"buy": BUY, "sell": SELL}
-_PAGE_SIDES = {"b": BUY, "s": SELL}
-_EXACT = Context(prec=MAX_DECIMAL_CHARS)
 
-
-def _trade(row: _Row) -> Trade:
+def _careful_trade(row: _Row) -> Trade:
     """:raises ValueError: why it is none."""
     price = _number(row.price)
     quantity = _number(row.qty)
-    side = _SIDES.get(row.side)
     time_us = _time_us(row.timestamp)
-    if (
-        is_symbol(row.symbol)
-        and 0 <= row.trade_id <= MAX_TRADE_ID
-        and side is not None
-        and 0 < time_us <= MAX_TIME_US
-        and is_decimal(price)
-        and is_decimal(quantity)
-    ):
-        return _new(
-            Trade, (row.symbol, row.trade_id, price, quantity, side, time_us, None, None, None)
-        )
-    raise ValueError(_flaw(row, price, quantity))
-
-
-def _flaw(row: _Row, price: str, quantity: str) -> str:
-    """Which of a row's fields can't be right."""
     if not is_symbol(row.symbol):
-        return f"the symbol can't be one: {row.symbol[:60]!r}"
+        raise ValueError(f"the symbol can't be one: {row.symbol[:60]!r}")
     where = f"of a trade of {row.symbol}"
     if not 0 <= row.trade_id <= MAX_TRADE_ID:
-        return f"the trade_id {where} is no number of 63 bits"
-    if row.side not in _SIDES:
-        return f"the side {where} is neither buy nor sell: {row.side[:60]!r}"
+        raise ValueError(f"the trade_id {where} is no number of 63 bits")
+    side = _SIDES.get(row.side)
+    if side is None:
+        raise ValueError(f"the side {where} is neither buy nor sell: {row.side[:60]!r}")
     for name, text in (("price", price), ("qty", quantity)):
         if not is_decimal(text):
-            return f"the {name} {where} is no decimal number: {text[:60]!r}"
-    return f"the timestamp {where} is before 1970 or after 2262: {row.timestamp!r}"
+            raise ValueError(f"the {name} {where} is no decimal number: {text[:60]!r}")
+    if not 0 < time_us <= MAX_TIME_US:
+        raise ValueError(f"the timestamp {where} is before 1970 or after 2262: {row.timestamp!r}")
+    return Trade(row.symbol, row.trade_id, price, quantity, side, time_us)
 
 
 def _number(raw: msgspec.Raw) -> str:
@@ -401,15 +379,15 @@ def _decode(frame: bytes) -> Decoded:
         message = _decode_usual(frame)
         trades = tuple([_usual_trade(row) for row in message.data])
         return _new(Decoded, (trades, _ORIGINS[message.type], ()))
-    except _UNREADABLE:
+    except UNREADABLE:
         return _decode_carefully(frame)
 
 
 def _usual_trade(row: _UsualRow) -> Trade:
     """:raises ValueError: it is to be read carefully."""
     # Every trade passes here where there is no native reader (which takes an eighth of the time).
-    # A seventh less than `_trade` takes. The numbers are JSON's: of digits and a point, they are
-    # decimals.
+    # A seventh less than `_careful_trade` takes. The numbers are JSON's: of digits and a point,
+    # they are decimals.
     price = str(row.price, "ascii")
     quantity = str(row.qty, "ascii")
     time = row.timestamp
@@ -444,35 +422,14 @@ def _decode_carefully(frame: bytes) -> Decoded:
     """
     try:
         message = _decode_loose(frame)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise Undecodable(f"not a message with a list of trades: {error}") from error
     if message.channel != "trade" or message.data is None:
         raise Undecodable(f"not a message of the channel trade: {excerpt(frame)}")
-    trades, problems = _readable(message.data, lambda row: _trade(_decode_row(row)))
-    origin = STREAM
-    if isinstance(message.type, str) and message.type in _ORIGINS:
-        origin = _ORIGINS[message.type]
-    else:
-        problems.insert(0, "the type is neither snapshot nor update; taken as update")
-    if problems and not trades:
-        raise Undecodable("; ".join(problems))
-    return Decoded(tuple(trades), origin, tuple(problems))
-
-
-def _readable(
-    rows: Sequence[msgspec.Raw], read: Callable[[msgspec.Raw], Trade]
-) -> tuple[list[Trade], list[str]]:
-    """The trades that *read* makes of rows, and why the others are none."""
-    trades: list[Trade] = []
-    problems: list[str] = []
-    for number, row in enumerate(rows, 1):
-        try:
-            trades.append(read(row))
-        except _UNREADABLE as error:
-            problems.append(f"trade {number} of {len(rows)}: {str(error)[:200]}")
-    if len(problems) > _MAX_PROBLEMS:
-        problems[_MAX_PROBLEMS:] = [f"and {len(problems) - _MAX_PROBLEMS} more"]
-    return trades, problems
+    known = isinstance(message.type, str) and message.type in _ORIGINS
+    origin = _ORIGINS[message.type] if known else STREAM
+    flaws = () if known else ("the type is neither snapshot nor update; taken as update",)
+    return read_rows(message.data, lambda row: _careful_trade(_decode_row(row)), origin, flaws)
 
 
 def _page_trade(symbol: str, row: _PageRow) -> Trade:
@@ -510,10 +467,7 @@ class _KrakenSession(Session):
         self._pings = 1_000_000_000
 
     def poll(self, now_s: float) -> tuple[Sequence[str], Sequence[Event]]:
-        unanswered, left = self._subscriptions.expire(now_s)
-        events: tuple[Event, ...] = tuple(Unsubscribed(symbol) for symbol in left)
-        if unanswered:
-            events += (Unanswered(unanswered),)
+        events = self._subscriptions.expire(now_s)
         request = self._subscriptions.due(now_s)
         message: dict[str, object]
         if request is not None:
@@ -544,7 +498,7 @@ class _KrakenSession(Session):
     def receive(self, frame: bytes, now_s: float) -> Sequence[Event]:
         try:
             message = _decode_message(frame)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             return (Unknown(f"not a JSON object: {error}: {excerpt(frame)}"),)
         channel = message.channel
         if channel == "trade":
@@ -567,14 +521,14 @@ class _KrakenSession(Session):
     def _status(self, message: _Message, frame: bytes) -> Sequence[Event]:
         try:
             system = _decode_status(message.data)[-1].system[:60]
-        except (*_UNREADABLE, IndexError):
+        except (*UNREADABLE, IndexError):
             return (Unknown(f"a status without a system: {excerpt(frame)}"),)
         return (SystemStatus(system, system not in _NOT_MATCHING),)
 
     def _acknowledged(self, message: _Message, frame: bytes) -> Sequence[Event]:
         try:
             result = _decode_acknowledged(message.result)
-        except _UNREADABLE:
+        except UNREADABLE:
             result = None
         if (
             result is None
@@ -588,9 +542,7 @@ class _KrakenSession(Session):
     def _subscribed(self, message: _Message, symbol: str, frame: bytes) -> Sequence[Event]:
         request_id = self._request_of(message, symbol)
         if request_id is not None:
-            joins = self._subscriptions.joins(request_id)
-            self._subscriptions.settle(request_id, symbol)
-            return (Subscribed(symbol) if joins else Unsubscribed(symbol),)
+            return (self._subscriptions.settle(request_id, symbol),)
         if self._subscriptions.issued(message.req_id):
             # The answer to a repetition, after the first one was answered late.
             return ()
@@ -621,10 +573,7 @@ class _KrakenSession(Session):
             return (Unknown(f"the server can't take a subscription now: {text}"),)
         if request_id is None:
             return (Unknown(f"an error that concerns no request of ours: {excerpt(frame)}"),)
-        joins = self._subscriptions.joins(request_id)
-        for each in symbols:
-            self._subscriptions.settle(request_id, each, refused=True)
-        return tuple(Refused(each, text) if joins else Unsubscribed(each) for each in symbols)
+        return tuple(self._subscriptions.settle(request_id, each, text) for each in symbols)
 
     def _postpone(self, request_id: int | None, now_s: float) -> None:
         """One request; all that are out if the server did not say which it means."""

@@ -6,18 +6,17 @@ are remembered in a file, and shared by all connections of the exchange.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
-import os
 import threading
 import time
 from collections import deque
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from feedmono.exchanges.base import Limits
 from feedmono.log import Log
+from feedmono.network.kept import KeptFile
 from feedmono.ring import boot_id
 
 SHARE = 0.8
@@ -25,7 +24,6 @@ SHARE = 0.8
 MAX_HOLD_S = 3 * 86_400.0
 """The longest that `AttemptLimiter.hold` keeps still. Binance bans for 3 days at most."""
 
-_FILE_LIMIT_BYTES = 1 << 20
 _BOOT = boot_id().hex()
 _BOOTED_S = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
@@ -55,15 +53,20 @@ class AttemptLimiter:
         """:param path: the file, one per exchange.
         :param limits: what the exchange documents.
         """
-        self._path = path
         self._allowed = max(1, math.floor(limits.connections * SHARE))
         self._window_s = limits.connections_window_s
-        self._log = log
+        self._file = KeptFile(
+            path,
+            log,
+            missing="no connection attempts on record",
+            unreadable="the record of connection attempts can't be read: counted as none made",
+            unwritable="connection attempts can't be recorded: a restart will not know of them; "
+            "make room, or the folder writable",
+        )
         self._lock = threading.Lock()
         self._made: deque[float] = deque(maxlen=self._allowed)
         self._held_at = 0.0
         self._hold_s = 0.0
-        self._unwritable = False
         self._load()
 
     def reserve(self, now: float) -> float:
@@ -106,59 +109,31 @@ class AttemptLimiter:
         return now
 
     def _load(self) -> None:
-        try:
-            with self._path.open("rb") as file:
-                content = json.loads(file.read(_FILE_LIMIT_BYTES))
-            made = [_time(t) for t in content["made"]]
-            held_at, hold_s = _time(content["held_at"]), _time(content["hold_s"])
-            same_boot = content.get("boot") == _BOOT
-            set_by_s = _BOOTED_S - _time(content["booted_s"]) if same_boot else 0.0
-        except FileNotFoundError:
-            self._log.debug("no connection attempts on record", file=str(self._path))
-        except (
-            OSError,
-            ValueError,
-            TypeError,
-            LookupError,
-            OverflowError,
-            RecursionError,
-        ) as error:
-            self._log.warning(
-                "the record of connection attempts can't be read: counted as none made",
-                file=str(self._path),
-                error=repr(error)[:200],
-            )
-        else:
-            self._made.extend(t + set_by_s for t in sorted(made))
-            self._held_at, self._hold_s = held_at + set_by_s, min(hold_s, MAX_HOLD_S)
+        if kept := self._file.read(_read):
+            made, self._held_at, self._hold_s = kept
+            self._made.extend(sorted(made))
 
     def _save(self) -> None:
-        """Replaces the file. Not synced: after a crash of the host the exchange's window has
-        mostly passed, and a torn file counts as empty."""
-        content = {
-            "made": list(self._made),
-            "held_at": self._held_at,
-            "hold_s": self._hold_s,
-            "boot": _BOOT,
-            "booted_s": _BOOTED_S,
-        }
-        new = self._path.with_suffix(".attempts.new")
-        try:
-            new.write_text(json.dumps(content))
-            os.replace(new, self._path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                new.unlink()
-            if not self._unwritable:
-                self._log.warning(
-                    "connection attempts can't be recorded: a restart will not know of them; "
-                    "make room, or the folder writable",
-                    file=str(self._path),
-                    error=str(error),
-                )
-            self._unwritable = True
-        else:
-            self._unwritable = False
+        """A crash of the host may tear the file, and then the exchange's window has mostly
+        passed."""
+        self._file.write(
+            {
+                "made": list(self._made),
+                "held_at": self._held_at,
+                "hold_s": self._hold_s,
+                "boot": _BOOT,
+                "booted_s": _BOOTED_S,
+            }
+        )
+
+
+def _read(content: Any) -> tuple[list[float], float, float]:
+    """The attempts made, when a hold began and how long it is, by this process's clock."""
+    made = [_time(t) for t in content["made"]]
+    held_at, hold_s = _time(content["held_at"]), _time(content["hold_s"])
+    same_boot = content.get("boot") == _BOOT
+    set_by_s = _BOOTED_S - _time(content["booted_s"]) if same_boot else 0.0
+    return [t + set_by_s for t in made], held_at + set_by_s, min(hold_s, MAX_HOLD_S)
 
 
 def _time(value: object) -> float:

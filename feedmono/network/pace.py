@@ -6,24 +6,21 @@ by all threads that ask, and how long the exchange wants to be left alone is kep
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from feedmono.exchanges.base import Limits
 from feedmono.log import Log
+from feedmono.network.kept import KeptFile
 from feedmono.network.limiter import MAX_HOLD_S, SHARE
 
 LIMITED_S = 10.0
 """How long to `RestPace.hold` at first after too many requests, if the exchange does not say."""
-
-_FILE_LIMIT_BYTES = 1 << 16
 
 
 class RestPace:
@@ -50,10 +47,18 @@ class RestPace:
         :param clock: seconds, monotonic.
         :param wall: Unix time in seconds.
         """
-        self._path = path
         self._allowed = limits.rest_weight * SHARE
         self._window_s = limits.rest_window_s
         self._log = log
+        self._file = KeptFile(
+            path,
+            log,
+            missing="no hold of REST requests on record",
+            unreadable="the record of how long REST requests are held can't be read: counted as "
+            "none",
+            unwritable="how long REST requests are held can't be recorded: a restart will not "
+            "know; make room, or the folder writable",
+        )
         self._clock = clock
         self._wall = wall
         self._lock = threading.Lock()
@@ -62,7 +67,6 @@ class RestPace:
         self._used = 0
         self._held_until_s = -math.inf
         self._busy_until_s = -math.inf
-        self._unwritable = False
         self._load()
 
     def reserve(self, weight: int) -> float:
@@ -119,27 +123,9 @@ class RestPace:
                     self._save(seconds)
 
     def _load(self) -> None:
-        try:
-            with self._path.open("rb") as file:
-                content = json.loads(file.read(_FILE_LIMIT_BYTES))
-            held_at, hold_s = _number(content["held_at"]), _number(content["hold_s"])
-        except FileNotFoundError:
-            self._log.debug("no hold of REST requests on record", file=str(self._path))
+        if not (kept := self._file.read(_read)):
             return
-        except (
-            OSError,
-            ValueError,
-            TypeError,
-            LookupError,
-            OverflowError,
-            RecursionError,
-        ) as error:
-            self._log.warning(
-                "the record of how long REST requests are held can't be read: counted as none",
-                file=str(self._path),
-                error=repr(error)[:200],
-            )
-            return
+        held_at, hold_s = kept
         now = self._wall()
         left_s = min(held_at + hold_s - now, hold_s, MAX_HOLD_S)
         if left_s > 0.0:
@@ -150,25 +136,13 @@ class RestPace:
                 self._save(left_s)
 
     def _save(self, hold_s: float) -> None:
-        """Replaces the file. Not synced: a torn file counts as no hold, and the exchange says
-        it again."""
-        new = self._path.with_name(f"{self._path.name}.new")
-        try:
-            new.write_text(json.dumps({"held_at": self._wall(), "hold_s": hold_s}))
-            os.replace(new, self._path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                new.unlink()
-            if not self._unwritable:
-                self._log.warning(
-                    "how long REST requests are held can't be recorded: a restart will not know; "
-                    "make room, or the folder writable",
-                    file=str(self._path),
-                    error=str(error),
-                )
-            self._unwritable = True
-        else:
-            self._unwritable = False
+        """A crash of the host may tear the file, and then the exchange says it again."""
+        self._file.write({"held_at": self._wall(), "hold_s": hold_s})
+
+
+def _read(content: Any) -> tuple[float, float]:
+    """When a hold began, and how long it is."""
+    return _number(content["held_at"]), _number(content["hold_s"])
 
 
 def _number(value: object) -> float:

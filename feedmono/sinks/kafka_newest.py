@@ -11,7 +11,8 @@ from feedmono.avro import Schema, SchemaError, parse_schema
 from feedmono.config import KafkaConfig
 from feedmono.sinks.base import StoredRecord
 from feedmono.sinks.kafka_client import REQUESTS_LIMIT_S, ClientLog
-from feedmono.sinks.kafka_source import KafkaSource, _Range
+from feedmono.sinks.kafka_consumer import Range, consuming
+from feedmono.sinks.kafka_source import KafkaSource
 from feedmono.sinks.kafka_topics import Topics
 from feedmono.sinks.newest import Newest
 from feedmono.sinks.plain import plain
@@ -59,7 +60,7 @@ class _Source(KafkaSource):
         ranges = self._ranges(topic)
         if not ranges:
             return
-        with self._consuming(topic, "report", ClientLog(None)) as consumer:
+        with consuming(self._config, topic, "report", ClientLog(None)) as consumer:
             first = _offsets(consumer, topic, ranges, since_s)
             behind = _offsets(consumer, topic, ranges, until_s + _LATER_S)
         asked = {
@@ -82,7 +83,7 @@ class _Registry(SchemaRegistry):
 
 
 def _offsets(
-    consumer: Consumer, topic: str, ranges: Mapping[int, _Range], at_s: float
+    consumer: Consumer, topic: str, ranges: Mapping[int, Range], at_s: float
 ) -> dict[int, int]:
     """Of each partition, the offset of the first record from that time on; its end if there is
     none."""
@@ -96,7 +97,7 @@ def _offsets(
     }
 
 
-def _newest(ranges: Mapping[int, _Range], limit: int) -> dict[int, _Range]:
+def _newest(ranges: Mapping[int, Range], limit: int) -> dict[int, Range]:
     """About the last *limit* records, not fewer, from each partition in proportion."""
     total = sum(r.high - r.low for r in ranges.values())
     if total <= limit:

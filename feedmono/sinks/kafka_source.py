@@ -5,35 +5,22 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-import uuid
-from collections.abc import Generator, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from feedmono import avro
 from feedmono.config import KafkaConfig
 from feedmono.sinks.base import KINDS, Source, StoredRecord
-from feedmono.sinks.kafka_client import (
-    REQUESTS_LIMIT_S,
-    BrokerTrouble,
-    ClientLog,
-    describe,
-    properties,
-)
+from feedmono.sinks.kafka_client import ClientLog
+from feedmono.sinks.kafka_consumer import TO_THE_END, WAIT_S, Range, consuming, held, limit_silence
 from feedmono.sinks.kafka_topics import Topics, probe_broker
 from feedmono.sinks.plain import plain
-from feedmono.sinks.registry import NoSuchSchema, SchemaRegistry
+from feedmono.sinks.registry import KnownSchemas
 from feedmono.trade import ORIGINS
 
-_WAIT_S = 0.5
 _PREFIX_BYTES = 5
-_MAX_SCHEMAS = 100
 _BATCH = 1000
-_QUEUE_KBYTES = 16 * 1024
-_FETCH_BYTES = 8 << 20
-# A broker that is restarted comes back within that time.
-_SILENT_S = 30.0
 _FRAME = re.compile(r"(\d{1,9}):(-?\d{1,19}):(\d{1,19}):(\d)", re.ASCII)
 
 # The consumer goes on by itself after these; the topic may also still be to come.
@@ -48,62 +35,6 @@ _PASSING = frozenset(
         KafkaError.UNKNOWN_TOPIC_ID,
     }
 )
-_NO_TOPIC = frozenset({KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART})
-
-
-class _Range(NamedTuple):
-    """The offsets that a partition holds."""
-
-    low: int
-    high: int
-    """Behind the last one."""
-
-
-class _Schemas:
-    """The schemas that records name, asked for once each."""
-
-    def __init__(self, config: KafkaConfig, *, times: bool) -> None:
-        """:param times: whether times are given as datetime, and not as plain numbers."""
-        self._config = config
-        self._times = times
-        self._registry: SchemaRegistry | None = None
-        self._known: dict[int, avro.Schema | None] = {}
-
-    def close(self) -> None:
-        if self._registry is not None:
-            self._registry.close()
-
-    def decode(self, topic: str, value: bytes) -> Mapping[str, object]:
-        """The record in Confluent's wire format.
-
-        :raises RegistryTrouble: the registry does not answer.
-        :raises ValueError: it is something else, or its schema is not to be had.
-        """
-        if len(value) < _PREFIX_BYTES or value[0]:
-            raise ValueError(
-                f"topic {topic} holds a record that is not in Confluent's wire format "
-                f"(it begins with {value[:8]!r}): another program writes there too"
-            )
-        number = int.from_bytes(value[1:_PREFIX_BYTES], "big")
-        if (schema := self._schema(number)) is None:
-            raise ValueError(
-                f"topic {topic} holds a record of schema {number}, which the registry does not "
-                "know as one of Avro"
-            )
-        return avro.decode_records(schema, value[_PREFIX_BYTES:], 1)[0]
-
-    def _schema(self, number: int) -> avro.Schema | None:
-        if number not in self._known:
-            if self._registry is None:
-                self._registry = SchemaRegistry(self._config.schema_registry_url)
-            if len(self._known) >= _MAX_SCHEMAS:
-                self._known.clear()
-            try:
-                schema = avro.parse_schema(self._registry.schema(number))
-                self._known[number] = schema if self._times else plain(schema)
-            except (NoSuchSchema, avro.SchemaError):
-                self._known[number] = None
-        return self._known[number]
 
 
 class KafkaSource(Source):
@@ -123,9 +54,10 @@ class KafkaSource(Source):
         probe_broker(self._config)
         topic = self._topics.trades
         with (
-            contextlib.closing(_Schemas(self._config, times=True)) as schemas,
+            contextlib.closing(KnownSchemas(self._config)) as schemas,
             # A tail shows a new topic's trades soon, not after five minutes.
-            self._consuming(
+            consuming(
+                self._config,
                 topic,
                 "tail",
                 ClientLog(None),
@@ -135,11 +67,11 @@ class KafkaSource(Source):
         ):
             consumer.subscribe([topic])
             while True:
-                message = consumer.poll(_WAIT_S)
+                message = consumer.poll(WAIT_S)
                 if message is None:
                     yield None
                 elif _is_record(message):
-                    yield schemas.decode(topic, message.value() or b"")
+                    yield _decode(topic, message.value() or b"", schemas)
 
     def read(self, kind: str) -> Iterator[StoredRecord]:
         """See `Source.read`. Offsets tell the order in a partition; partitions come mixed.
@@ -171,81 +103,32 @@ class KafkaSource(Source):
         topic: str = getattr(self._topics, kind)
         return topic
 
-    @contextlib.contextmanager
-    def _consuming(
-        self, topic: str, purpose: str, client_log: ClientLog, **own: str | int | bool
-    ) -> Generator[Consumer, None, None]:
-        """A consumer; its errors as `BrokerTrouble`."""
-        name = f"feedmono-{purpose}"
-        try:
-            consumer = Consumer(
-                properties(
-                    self._config,
-                    name,
-                    client_log,
-                    group_id=f"{name}-{uuid.uuid4()}",
-                    enable_auto_commit=False,
-                    **own,
-                )
-            )
-        except KafkaException as error:
-            raise BrokerTrouble(f"kafka.properties: {describe(error)}") from error
-        try:
-            yield consumer
-        except KafkaException as error:
-            raise BrokerTrouble(f"can't read topic {topic}: {describe(error)}") from error
-        finally:
-            consumer.close()
-
-    def _ranges(self, topic: str) -> dict[int, _Range]:
+    def _ranges(self, topic: str) -> dict[int, Range]:
         """What each partition holds now; empty if there is no such topic."""
         probe_broker(self._config)
-        with self._consuming(topic, "read", ClientLog(None)) as consumer:
-            metadata = consumer.list_topics(topic, REQUESTS_LIMIT_S).topics[topic]
-            if metadata.error is not None:
-                if metadata.error.code() in _NO_TOPIC:
-                    return {}
-                raise KafkaException(metadata.error)
-            ranges = {}
-            for number in metadata.partitions:
-                place = TopicPartition(topic, number)
-                low, high = consumer.get_watermark_offsets(place, REQUESTS_LIMIT_S)
-                ranges[number] = _Range(low, high)
-            return ranges
+        with consuming(self._config, topic, "read", ClientLog(None)) as consumer:
+            return held(consumer, topic) or {}
 
-    def _read(self, kind: str, topic: str, ranges: dict[int, _Range]) -> Iterator[StoredRecord]:
+    def _read(self, kind: str, topic: str, ranges: dict[int, Range]) -> Iterator[StoredRecord]:
         if not ranges:
             return
         client_log = ClientLog(None)
         with (
-            contextlib.closing(_Schemas(self._config, times=False)) as schemas,
-            self._consuming(
-                topic,
-                "read",
-                client_log,
-                auto_offset_reset="earliest",
-                isolation_level="read_committed",
-                # A transaction's marker, or what compaction removed, may be the last offset.
-                enable_partition_eof=True,
-                queued_max_messages_kbytes=_QUEUE_KBYTES,
-                fetch_max_bytes=_FETCH_BYTES,
-            ) as consumer,
+            contextlib.closing(KnownSchemas(self._config, plain)) as schemas,
+            consuming(self._config, topic, "read", client_log, **TO_THE_END) as consumer,
         ):
             consumer.assign([TopicPartition(topic, n, r.low) for n, r in ranges.items()])
             left, silent_s = dict(ranges), 0.0
             while left:
                 asked_at = time.monotonic()
-                messages = consumer.consume(_BATCH, _WAIT_S)
+                messages = consumer.consume(_BATCH, WAIT_S)
                 silent_s += time.monotonic() - asked_at
                 for message in messages:
                     if _is_wanted(message, left):
                         silent_s = 0.0
                         yield _stored(kind, message, schemas)
-                if silent_s > _SILENT_S and left:
-                    reason = client_log.last_error or "no reason is known"
-                    raise BrokerTrouble(
-                        f"can't read topic {topic}: nothing came for {_SILENT_S:g} s: {reason}"
-                    )
+                if left:
+                    limit_silence(silent_s, topic, client_log)
 
 
 def _is_record(message: Message) -> bool:
@@ -259,7 +142,7 @@ def _is_record(message: Message) -> bool:
     return error is None
 
 
-def _is_wanted(message: Message, left: dict[int, _Range]) -> bool:
+def _is_wanted(message: Message, left: dict[int, Range]) -> bool:
     """Whether it is one of the records that are *left* to read; a partition that is read to its
     end is taken out of these."""
     number, offset, error = message.partition(), message.offset(), message.error()
@@ -275,7 +158,7 @@ def _is_wanted(message: Message, left: dict[int, _Range]) -> bool:
     return offset < high
 
 
-def _stored(kind: str, message: Message, schemas: _Schemas) -> StoredRecord:
+def _stored(kind: str, message: Message, schemas: KnownSchemas) -> StoredRecord:
     topic, value, sent_key = message.topic() or "", message.value() or b"", message.key()
     place = f"{topic} partition {message.partition()} offset {message.offset()}"
     key = None if sent_key is None else sent_key.decode(errors="backslashreplace")
@@ -283,10 +166,30 @@ def _stored(kind: str, message: Message, schemas: _Schemas) -> StoredRecord:
         if kind in ("raw", "dead"):
             record = _from_headers(kind, message, key, value)
         else:
-            record = schemas.decode(topic, value)
+            record = _decode(topic, value, schemas)
     except ValueError as error:
         return StoredRecord(place, None, str(error), key, value)
     return StoredRecord(place, record, "", key, value)
+
+
+def _decode(topic: str, value: bytes, schemas: KnownSchemas) -> Mapping[str, object]:
+    """The record in Confluent's wire format.
+
+    :raises RegistryTrouble: the registry does not answer.
+    :raises ValueError: it is something else, or its schema is not to be had.
+    """
+    if len(value) < _PREFIX_BYTES or value[0]:
+        raise ValueError(
+            f"topic {topic} holds a record that is not in Confluent's wire format "
+            f"(it begins with {value[:8]!r}): another program writes there too"
+        )
+    number = int.from_bytes(value[1:_PREFIX_BYTES], "big")
+    if (schema := schemas.schema(number)) is None:
+        raise ValueError(
+            f"topic {topic} holds a record of schema {number}, which the registry does not "
+            "know as one of Avro"
+        )
+    return avro.decode_records(schema, value[_PREFIX_BYTES:], 1)[0]
 
 
 def _from_headers(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit, urlunsplit
 
 from confluent_kafka.schema_registry import (
@@ -18,6 +18,7 @@ from confluent_kafka.schema_registry import (
     SchemaRegistryError,
 )
 
+from feedmono import avro
 from feedmono.config import KafkaConfig
 from feedmono.log import Log
 
@@ -27,6 +28,7 @@ _AT_LEAST = frozenset({COMPATIBILITY, "BACKWARD_TRANSITIVE", "FULL", "FULL_TRANS
 
 _TIMEOUT_S = 2.0
 _MAX_ID = 2**31 - 1
+_MAX_SCHEMAS = 100
 _NOT_FOUND = 404
 _CONFLICT = 409
 # What a registry answers to a client that may read and not write.
@@ -157,6 +159,42 @@ class SchemaRegistry:
         except Exception as error:
             reason = str(error) or type(error).__name__
             raise RegistryTrouble(f"schema registry {self.name} {what}: {reason}") from error
+
+
+class KnownSchemas:
+    """The schemas whose ids records carry, asked for once each."""
+
+    def __init__(
+        self,
+        config: KafkaConfig,
+        prepare: Callable[[avro.Schema], avro.Schema] = lambda schema: schema,
+    ) -> None:
+        """:param prepare: makes of a parsed schema what is kept of it."""
+        self._url = config.schema_registry_url
+        self._prepare = prepare
+        self._registry: SchemaRegistry | None = None
+        self._known: dict[int, avro.Schema | None] = {}
+
+    def close(self) -> None:
+        if self._registry is not None:
+            self._registry.close()
+
+    def schema(self, number: int) -> avro.Schema | None:
+        """The schema with that id; None if the registry does not know it as one of Avro.
+
+        :raises RegistryTrouble: no answer.
+        """
+        if number not in self._known:
+            if self._registry is None:
+                self._registry = SchemaRegistry(self._url)
+            if len(self._known) >= _MAX_SCHEMAS:
+                self._known.clear()
+            try:
+                schema = avro.parse_schema(self._registry.schema(number))
+                self._known[number] = self._prepare(schema)
+            except (NoSuchSchema, avro.SchemaError):
+                self._known[number] = None
+        return self._known[number]
 
 
 def _without_secrets(url: str) -> str:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import time
-import uuid
-from collections.abc import Generator, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import fastavro
 from confluent_kafka import (
@@ -19,15 +17,9 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from feedmono import avro
 from feedmono.config import KafkaConfig
-from feedmono.sinks.kafka_client import (
-    REQUESTS_LIMIT_S,
-    BrokerTrouble,
-    ClientLog,
-    describe,
-    properties,
-)
+from feedmono.sinks.kafka_client import BrokerTrouble, ClientLog
+from feedmono.sinks.kafka_consumer import TO_THE_END, WAIT_S, Range, consuming, held, limit_silence
 from feedmono.sinks.kafka_topics import probe_broker
 from feedmono.sinks.records import (
     AVRO,
@@ -39,27 +31,12 @@ from feedmono.sinks.records import (
     decode_json,
     light,
 )
-from feedmono.sinks.registry import NoSuchSchema, SchemaRegistry
+from feedmono.sinks.registry import KnownSchemas
 
-_WAIT_S = 0.5
 _PREFIX_BYTES = 5
-_MAX_SCHEMAS = 100
-_QUEUE_KBYTES = 16 * 1024
-_FETCH_BYTES = 8 << 20
-# A broker that is restarted comes back within that time.
-_SILENT_S = 30.0
 _NS_PER_MS = 1_000_000
 # The consumer goes on by itself after these.
 _PASSING = frozenset({KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT})
-_NO_TOPIC = frozenset({KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART})
-
-
-class _Range(NamedTuple):
-    """The offsets that a partition holds."""
-
-    low: int
-    high: int
-    """Behind the last one."""
 
 
 class TopicRecords(Records):
@@ -98,18 +75,13 @@ class TopicRecords(Records):
             silent_s = 0.0
             while left:
                 asked_at = time.monotonic()
-                messages = consumer.consume(CHUNK_RECORDS, _WAIT_S)
+                messages = consumer.consume(CHUNK_RECORDS, WAIT_S)
                 silent_s = 0.0 if messages else silent_s + time.monotonic() - asked_at
                 yield from self._chunks(messages, left, decoder)
-                if silent_s > _SILENT_S:
-                    reason = client_log.last_error or "no reason is known"
-                    raise BrokerTrouble(
-                        f"can't read topic {self._topic}: nothing came for {_SILENT_S:g} s: "
-                        f"{reason}"
-                    )
+                limit_silence(silent_s, self._topic, client_log)
 
     def _chunks(
-        self, messages: list[Message], left: dict[int, _Range], decoder: _Decoder
+        self, messages: list[Message], left: dict[int, Range], decoder: _Decoder
     ) -> Iterator[Chunk]:
         """What is wanted of the messages, by partition; takes partitions at their end out of
         *left*."""
@@ -131,7 +103,7 @@ class TopicRecords(Records):
             offsets = [m.offset() or 0 for m in wanted]
             # What compaction or a transaction left out is behind us as well.
             upto = offsets[-1] + 1 if offsets else high
-            left[lane] = _Range(upto, high)
+            left[lane] = Range(upto, high)
             if upto >= high or len(wanted) < len(found):
                 ended.add(lane)
             yield Chunk(
@@ -145,61 +117,33 @@ class TopicRecords(Records):
         for lane in ended:
             left.pop(lane, None)
 
-    def _look(self) -> dict[int, _Range]:
+    def _look(self) -> dict[int, Range]:
         """What each partition holds now."""
         probe_broker(self._config)
         with self._consuming(ClientLog(None)) as consumer:
-            metadata = consumer.list_topics(self._topic, REQUESTS_LIMIT_S).topics[self._topic]
-            if metadata.error is not None:
-                if metadata.error.code() in _NO_TOPIC:
-                    raise BrokerTrouble(
-                        f"Kafka at {self._config.bootstrap_servers} has no topic {self._topic}"
-                    )
-                raise KafkaException(metadata.error)
-            ranges = {}
-            for number in sorted(metadata.partitions):
-                place = TopicPartition(self._topic, number)
-                ranges[number] = _Range(*consumer.get_watermark_offsets(place, REQUESTS_LIMIT_S))
-            return ranges
+            ranges = held(consumer, self._topic)
+        if ranges is None:
+            raise BrokerTrouble(
+                f"Kafka at {self._config.bootstrap_servers} has no topic {self._topic}"
+            )
+        return ranges
 
-    @contextlib.contextmanager
-    def _consuming(self, client_log: ClientLog) -> Generator[Consumer, None, None]:
-        """A consumer; its errors as `BrokerTrouble`."""
-        name = "feedmono-compare"
-        own: dict[str, str | int | bool] = {
-            "group_id": f"{name}-{uuid.uuid4()}",
-            "enable_auto_commit": False,
-            "auto_offset_reset": "earliest",
-            "isolation_level": "read_committed",
-            # A transaction's marker, or what compaction removed, may be the last offset.
-            "enable_partition_eof": True,
-            "queued_max_messages_kbytes": _QUEUE_KBYTES,
-            "fetch_max_bytes": _FETCH_BYTES,
-        }
-        try:
-            consumer = Consumer(properties(self._config, name, client_log, **own))
-        except KafkaException as error:
-            raise BrokerTrouble(f"kafka properties: {describe(error)}") from error
-        try:
-            yield consumer
-        except KafkaException as error:
-            raise BrokerTrouble(f"can't read topic {self._topic}: {describe(error)}") from error
-        finally:
-            consumer.close()
+    def _consuming(self, client_log: ClientLog) -> contextlib.AbstractContextManager[Consumer]:
+        # A description of the topic may name properties of its own.
+        return consuming(
+            self._config, self._topic, "compare", client_log, "kafka properties", **TO_THE_END
+        )
 
 
 class _Decoder:
-    """Values to records; schemas are asked for once each."""
+    """Values to records."""
 
     def __init__(self, config: KafkaConfig, form: str) -> None:
-        self._config = config
         self._form = form
-        self._registry: SchemaRegistry | None = None
-        self._known: dict[int, avro.Schema | None] = {}
+        self._schemas = KnownSchemas(config, light)
 
     def close(self) -> None:
-        if self._registry is not None:
-            self._registry.close()
+        self._schemas.close()
 
     def decode(self, value: bytes | None) -> object:
         """The record, or `Unreadable`. :raises RegistryTrouble: the registry does not answer."""
@@ -212,7 +156,7 @@ class _Decoder:
         if not framed:
             return Unreadable(f"it is not in Confluent's wire format, it begins with {value[:8]!r}")
         number = int.from_bytes(value[1:_PREFIX_BYTES], "big")
-        if (schema := self._schema(number)) is None:
+        if (schema := self._schemas.schema(number)) is None:
             return Unreadable(f"the registry does not know its schema {number} as one of Avro")
         stream = io.BytesIO(value)
         stream.seek(_PREFIX_BYTES)
@@ -220,18 +164,6 @@ class _Decoder:
             return fastavro.schemaless_reader(stream, schema, None)
         except Exception as error:  # on damaged bytes fastavro raises whatever it stumbles over
             return Unreadable(f"it is not of its schema {number}: {error!r}"[:300])
-
-    def _schema(self, number: int) -> avro.Schema | None:
-        if number not in self._known:
-            if self._registry is None:
-                self._registry = SchemaRegistry(self._config.schema_registry_url)
-            if len(self._known) >= _MAX_SCHEMAS:
-                self._known.clear()
-            try:
-                self._known[number] = light(avro.parse_schema(self._registry.schema(number)))
-            except (NoSuchSchema, avro.SchemaError):
-                self._known[number] = None
-        return self._known[number]
 
 
 def _json(value: bytes) -> object:
