@@ -362,7 +362,7 @@ class Process:
                         told = True
                         self._log.error(
                             "the ring can't be synced",
-                            ring=str(path),
+                            path=str(path),
                             error=error.strerror,
                             help="a crash of the host may cost what it holds: check the disk",
                         )

@@ -41,7 +41,7 @@ class KeptFile:
             with self._path.open("rb") as file:
                 return parse(json.loads(file.read(_LIMIT_BYTES)))
         except FileNotFoundError:
-            self._log.debug(self._missing, file=str(self._path))
+            self._log.debug(self._missing, path=str(self._path))
         except (
             OSError,
             ValueError,
@@ -50,7 +50,7 @@ class KeptFile:
             OverflowError,
             RecursionError,
         ) as error:
-            self._log.warning(self._unreadable, file=str(self._path), error=repr(error)[:200])
+            self._log.warning(self._unreadable, path=str(self._path), error=repr(error)[:200])
         return None
 
     def write(self, content: object) -> None:
@@ -63,7 +63,7 @@ class KeptFile:
             with contextlib.suppress(OSError):
                 new.unlink()
             if not self._failed:
-                self._log.warning(self._unwritable, file=str(self._path), error=str(error))
+                self._log.warning(self._unwritable, path=str(self._path), error=str(error))
             self._failed = True
         else:
             self._failed = False

@@ -214,9 +214,9 @@ class FilesSink(Sink):
                 self._log.error("files not finished", error=str(error))
                 return
         if self._trouble:
-            self._log.warning("files not finished", error=self._trouble, folder=str(self._folder))
+            self._log.warning("files not finished", error=self._trouble, path=str(self._folder))
         elif self._segment is not None:
-            self._log.info("files are left to the successor", folder=str(self._folder))
+            self._log.info("files are left to the successor", path=str(self._folder))
         self._abandon()
 
     def wait_s(self) -> float:

@@ -147,7 +147,7 @@ def finish_leftovers(folder: Path, log: Log, mark: Mapping[str, int] | None = No
             log.info(
                 "nobody knows how much of a file was committed: all of it is kept",
                 path=str(part),
-                what="trades at its end may be stored twice",
+                consequence="trades at its end may be stored twice",
             )
             _finish(part, log)
         elif _NAME.fullmatch(part.name) is None:

@@ -88,15 +88,15 @@ class Rings:
                 "not delivered yet" if there else "the ring was removed",
                 exchange=exchange.name,
                 size_bytes=exchange.ring_used_bytes,
-                ring=str(shared.ring),
-                what=then if there else "lost",
+                path=str(shared.ring),
+                consequence=then if there else "lost",
             )
         else:
             # Its memory is given back; the ledger knows its last sequence.
             workers.remove(shared.ring, self._log)
         for path in ring.set_aside_of(shared.ring):
             self._log.warning(
-                "not delivered yet", exchange=exchange.name, ring=str(path), what=then
+                "not delivered yet", exchange=exchange.name, path=str(path), consequence=then
             )
         workers.remove(shared.counters, self._log)
 
