@@ -17,6 +17,8 @@ import fastavro
 import psutil
 from sim import Sim, wait_until
 
+from feedmono import exchanges
+
 STOP_LIMIT_S = 30.0
 
 
@@ -44,7 +46,7 @@ class Instance:
             "FEEDMONO_HTTP_PORT": "0",
         }
         enabled = {sim.exchange for sim in sims}
-        for name in ("binance", "kraken"):
+        for name in exchanges.names():
             environ[f"FEEDMONO_{name.upper()}_ENABLED"] = str(name in enabled).lower()
         for sim in sims:
             environ[f"FEEDMONO_{sim.exchange.upper()}_WS_URL"] = sim.ws_url

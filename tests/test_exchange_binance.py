@@ -12,7 +12,6 @@ import pytest
 import trade_twins
 from sessions import START_S, Run, drive, frame, recorded
 
-from feedmono.exchanges import load, names
 from feedmono.exchanges.base import (
     Data,
     Event,
@@ -77,13 +76,6 @@ def many(count: int) -> list[str]:
 
 
 # --- Frames
-
-
-def test_the_exchanges_are_found_by_their_files() -> None:
-    assert names() == ["binance", "kraken"]
-    assert [load(name).name for name in names()] == names()
-    with pytest.raises(KeyError):
-        load("base")
 
 
 def test_every_recorded_trade_is_read_with_its_exact_text() -> None:
