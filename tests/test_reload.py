@@ -20,6 +20,7 @@ from instance import Instance, read_avro
 from sim import Sim, wait_until
 
 from feedmono import config as configuration
+from feedmono import exchanges
 from feedmono.config import Config, ConfigError
 from feedmono.supervision import reload
 from feedmono.supervision.reload import Plan, plan
@@ -125,7 +126,7 @@ class Reloaded(Instance):
             "log.format": "json",
             "ring_capacity": "16 MiB",
             "http.port": "0",
-            **{f"exchanges.{n}.enabled": "false" for n in ("binance", "kraken")},
+            **{f"exchanges.{n}.enabled": "false" for n in exchanges.names()},
             **{f"exchanges.{sim.exchange}.enabled": "true" for sim in sims},
         }
         self.write()

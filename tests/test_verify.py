@@ -18,6 +18,7 @@ import pytest
 from broker import Kafka, MockKafka, MockRegistry, Registry, eventually
 from hypothesis import given
 from hypothesis import strategies as st
+from instance import only
 from nobody import as_nobody
 
 from feedmono import cli, config, log, workers
@@ -62,7 +63,7 @@ def configured(folder: Path, **variables: str) -> Config:
     environ = {
         "FEEDMONO_STATE_DIR": str(folder / "state"),
         "FEEDMONO_FILES_DIR": str(folder / "data"),
-        "FEEDMONO_KRAKEN_ENABLED": "false",
+        **only("binance"),
         **variables,
     }
     return config.load(None, environ, cwd=folder).config
@@ -746,8 +747,7 @@ def command(
         patch.chdir(world.config.state_dir.parent)
         patch.setenv("FEEDMONO_STATE_DIR", str(world.config.state_dir))
         patch.setenv("FEEDMONO_FILES_DIR", str(world.config.files.dir))
-        patch.setenv("FEEDMONO_KRAKEN_ENABLED", "false")
-        for name, value in variables.items():
+        for name, value in {**only("binance"), **variables}.items():
             patch.setenv(name, value)
         status = cli.main(["verify", *arguments])
     out, err = capsys.readouterr()
@@ -831,7 +831,7 @@ def test_a_bar_is_shown_on_a_terminal_only(world: World) -> None:
             **os.environ,
             "FEEDMONO_STATE_DIR": str(world.config.state_dir),
             "FEEDMONO_FILES_DIR": str(world.config.files.dir),
-            "FEEDMONO_KRAKEN_ENABLED": "false",
+            **only("binance"),
             "TERM": "xterm",
         },
         stdout=subprocess.PIPE,
