@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from delivery import assert_nothing_lost, independent
-from instance import Instance, read_avro
+from instance import Instance, only, read_avro
 from sim import Sim, wait_until
 
 from feedmono import config as configuration
@@ -30,7 +30,7 @@ SOON = {"BACKFILL_CONFIRM_AFTER": "200 ms", "COVERAGE_INTERVAL": "200 ms"}
 
 @pytest.fixture(scope="module")
 def config() -> Config:
-    return configuration.load(None, {}, cwd=Path("/nowhere")).config
+    return configuration.load(None, only("binance", "kraken"), cwd=Path("/nowhere")).config
 
 
 def exchange(config: Config, name: str, **changes: Any) -> Config:
