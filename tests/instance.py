@@ -17,7 +17,17 @@ import fastavro
 import psutil
 from sim import Sim, wait_until
 
+from feedmono import exchanges
+
 STOP_LIMIT_S = 30.0
+
+
+def only(*enabled: str) -> dict[str, str]:
+    """The variables that enable these exchanges, and no others."""
+    return {
+        f"FEEDMONO_{name.upper()}_ENABLED": str(name in enabled).lower()
+        for name in exchanges.names()
+    }
 
 
 class Instance:
@@ -43,9 +53,7 @@ class Instance:
             "FEEDMONO_LOG_FORMAT": "json",
             "FEEDMONO_HTTP_PORT": "0",
         }
-        enabled = {sim.exchange for sim in sims}
-        for name in ("binance", "kraken"):
-            environ[f"FEEDMONO_{name.upper()}_ENABLED"] = str(name in enabled).lower()
+        environ |= only(*(sim.exchange for sim in sims))
         for sim in sims:
             environ[f"FEEDMONO_{sim.exchange.upper()}_WS_URL"] = sim.ws_url
             environ[f"FEEDMONO_{sim.exchange.upper()}_REST_URL"] = sim.rest_url

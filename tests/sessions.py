@@ -17,14 +17,15 @@ from feedmono.exchanges.base import Event, Session
 FRAMES = Path(__file__).resolve().parents[2] / "shared" / "frames"
 START_S = 1000.0
 
-Answer = Callable[[dict[str, Any]], Iterable[dict[str, Any]]]
+Answer = Callable[[Any], Iterable[object]]
+"""A message as JSON has it → the exchange's answers to it."""
 
 
 @dataclass
 class Run:
     """What a session sent and told, with the time of each."""
 
-    messages: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
+    messages: list[tuple[float, Any]] = field(default_factory=list)
     events: list[tuple[float, Event]] = field(default_factory=list)
 
     def told(self) -> list[Event]:

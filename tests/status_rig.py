@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
+from instance import only
+
 from feedmono import config
 from feedmono.config import Config
 from feedmono.counters import Counters
@@ -58,6 +60,7 @@ def environ_of(folder: Path) -> dict[str, str]:
         "FEEDMONO_STATE_DIR": str(folder / "state"),
         "FEEDMONO_RING_DIR": str(folder / "rings"),
         "FEEDMONO_FILES_DIR": str(folder / "data"),
+        **only("binance", "kraken"),
     }
     return own
 

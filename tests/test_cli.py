@@ -15,7 +15,7 @@ import sys
 import termios
 from pathlib import Path
 
-from instance import by_symbol, read_avro
+from instance import by_symbol, only, read_avro
 from sim import Sim, wait_until
 
 from feedmono import simulator
@@ -107,7 +107,7 @@ def test_check_online_says_what_answers_and_fails_if_something_does_not(tmp_path
             tmp_path,
             "check",
             "--online",
-            FEEDMONO_BINANCE_ENABLED="false",
+            **only("kraken"),
             FEEDMONO_KRAKEN_WS_URL=sim.ws_url,
             FEEDMONO_KRAKEN_REST_URL=sim.rest_url,
         )
@@ -118,7 +118,7 @@ def test_check_online_says_what_answers_and_fails_if_something_does_not(tmp_path
             "--online",
             "--format",
             "json",
-            FEEDMONO_BINANCE_ENABLED="false",
+            **only("kraken"),
             FEEDMONO_KRAKEN_WS_URL="ws://127.0.0.1:9",
             FEEDMONO_KRAKEN_REST_URL=sim.rest_url,
             FEEDMONO_KRAKEN_SYMBOLS="BTC/USD,NO/SUCH",

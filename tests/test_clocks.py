@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,8 @@ def assert_nothing_lost(instance: Instance, sim: Sim) -> None:
 
 
 def assert_ordered(instance: Instance, exchange: str) -> None:
-    """The numbers in the files' names order the frames, and the live trades of each symbol."""
+    """The numbers in the files' names order the frames, and the live trades of each symbol but for
+    those that came late: while one connection replaces another, either may be the faster."""
     numbers = segments(instance, exchange)
     assert len(set(numbers)) == len(numbers), "a segment's number came again"
     sequences = [trade["frame_sequence"] for trade in read_avro(instance.data / exchange, "trades")]
@@ -124,7 +126,8 @@ def assert_ordered(instance: Instance, exchange: str) -> None:
     for trade in read_avro(instance.data / exchange, "trades"):
         if trade["origin"] == "STREAM":
             live[trade["symbol"]].append(int(trade["trade_id"]))
-    assert all(ids == sorted(ids) for ids in live.values())
+    for symbol, known in ids_of(instance, exchange).items():
+        assert sum(one > next_one for one, next_one in pairwise(live[symbol])) <= known.late
 
 
 def test_steps_by_hours_and_days_change_nothing(tmp_path: Path) -> None:

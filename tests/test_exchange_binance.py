@@ -10,7 +10,6 @@ import pytest
 import trade_twins
 from sessions import START_S, frame, recorded
 
-from feedmono.exchanges import load, names
 from feedmono.exchanges.base import Data, Market, PageRequest, Session, Undecodable, Unknown
 from feedmono.exchanges.binance import Binance
 from feedmono.trade import BACKFILL, BUY, MAX_TIME_US, SELL, STREAM, Trade
@@ -55,13 +54,6 @@ def session(*symbols: str) -> Session:
 
 
 # --- Frames
-
-
-def test_the_exchanges_are_found_by_their_files() -> None:
-    assert names() == ["binance", "kraken"]
-    assert [load(name).name for name in names()] == names()
-    with pytest.raises(KeyError):
-        load("base")
 
 
 def test_every_recorded_trade_is_read_with_its_exact_text() -> None:

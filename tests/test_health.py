@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from instance import Instance
+from instance import Instance, only
 from sim import Sim, wait_until
 from status_rig import ask, config_of, exchange_status
 
@@ -29,6 +29,7 @@ from feedmono.web.health import (
 )
 from feedmono.web.observer import ExchangeView, SymbolView, View
 
+_ONLY = {name.removeprefix("FEEDMONO_"): value for name, value in only("binance").items()}
 START_S = 1_795_392_281.0  # 2026-11-23T00:04:41Z
 
 
@@ -36,7 +37,7 @@ class Story:
     """An instance with one exchange, as it goes on: time moves only here."""
 
     def __init__(self, folder: Path, **variables: object) -> None:
-        self.config = config_of(folder, KRAKEN_ENABLED="false", **variables)
+        self.config = config_of(folder, **(_ONLY | variables))
         self.judge = Judge(self.config)
         self.now_s = 0.0
         self.age_s = 0.0

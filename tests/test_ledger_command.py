@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from instance import only
 from nobody import as_nobody
 
 from feedmono import cli, config, log, workers
@@ -68,6 +69,8 @@ class Bench:
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(self.folder)
             patch.setenv("FEEDMONO_STATE_DIR", str(self.state))
+            for name, value in only("binance", "kraken").items():
+                patch.setenv(name, value)
             status = cli.main(["ledger", *arguments])
         out, err = self.capsys.readouterr()
         return status, out, err

@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 from delivery import assert_nothing_lost, independent
-from instance import Instance, read_avro
+from instance import Instance, only, read_avro
 from sim import Sim, wait_until
 
 from feedmono import config as configuration
+from feedmono import exchanges
 from feedmono.config import Config, ConfigError
 from feedmono.supervision import reload
 from feedmono.supervision.reload import Plan, plan
@@ -29,7 +30,7 @@ SOON = {"BACKFILL_CONFIRM_AFTER": "200 ms", "COVERAGE_INTERVAL": "200 ms"}
 
 @pytest.fixture(scope="module")
 def config() -> Config:
-    return configuration.load(None, {}, cwd=Path("/nowhere")).config
+    return configuration.load(None, only("binance", "kraken"), cwd=Path("/nowhere")).config
 
 
 def exchange(config: Config, name: str, **changes: Any) -> Config:
@@ -125,7 +126,7 @@ class Reloaded(Instance):
             "log.format": "json",
             "ring_capacity": "16 MiB",
             "http.port": "0",
-            **{f"exchanges.{n}.enabled": "false" for n in ("binance", "kraken")},
+            **{f"exchanges.{n}.enabled": "false" for n in exchanges.names()},
             **{f"exchanges.{sim.exchange}.enabled": "true" for sim in sims},
         }
         self.write()

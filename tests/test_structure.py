@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import ast
 import configparser
+import dataclasses
 from collections import defaultdict
 from pathlib import Path
+
+import pytest
+
+from feedmono import config, exchanges, simulator
+from feedmono.config.keys import keys
 
 ROOT = Path(__file__).parents[1] / "feedmono"
 
@@ -95,7 +101,7 @@ def test_each_library_is_imported_in_one_place() -> None:
 
 
 def test_no_name_of_an_exchange_stands_outside_its_own_files() -> None:
-    names = [p.stem for p in (ROOT / "exchanges").glob("[!_]*.py") if p.stem != "base"]
+    names = exchanges.names()
     assert names
     for path in ROOT.rglob("*.py"):
         if path.stem in names:
@@ -113,3 +119,39 @@ def test_every_folder_of_code_is_installed() -> None:
     listed = set(setup["options"]["packages"].split())
     folders = {path.parent.relative_to(ROOT.parent) for path in ROOT.rglob("__init__.py")}
     assert {".".join(folder.parts) for folder in folders} <= listed
+
+
+@pytest.mark.parametrize("name", exchanges.names())
+def test_an_exchange_is_whole_by_its_two_files_and_its_block(name: str) -> None:
+    """docs/ADD_AN_EXCHANGE.md."""
+    limits = exchanges.load(name).limits
+    assert all(value > 0 for value in dataclasses.astuple(limits)), limits
+    assert name in simulator.names(), f"feedmono/simulator/{name}.py with its DIALECT is missing"
+    dialect = simulator.load(name)
+    assert dialect.name == name
+    configured = config.load(None, {}, cwd=ROOT).config.exchanges[name].symbols
+    # The demo has the configured symbols from the stand-in as it is.
+    assert set(configured) <= set(dialect.default_symbols) <= set(dialect.markets)
+
+
+@pytest.mark.parametrize("name", exchanges.names())
+def test_the_default_configuration_names_the_variables_of_an_exchange(name: str) -> None:
+    text = (ROOT.parent / "etc" / "feedmono.conf").read_text("utf-8")
+    mine = [key.variable for key in keys([name]).values() if key.name.startswith("exchanges.")]
+    assert [variable for variable in mine if variable not in text] == []
+    everywhere = [key.variable for key in keys(exchanges.names()).values() if key.variable]
+    assert len(everywhere) == len(set(everywhere)), "two keys with one variable"
+
+
+def test_what_is_no_exchange_is_not_taken_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KeyError):
+        exchanges.load("base")
+    monkeypatch.setattr(exchanges, "__path__", [str(tmp_path)])
+    (tmp_path / "bare_ex.py").write_text("")
+    with pytest.raises(TypeError, match=r"bare_ex\.py binds no EXCHANGE"):
+        exchanges.load("bare_ex")
+    (tmp_path / "other_ex.py").write_text("class EXCHANGE: name = 'another'")
+    with pytest.raises(TypeError, match="'another': its file's name is wanted"):
+        exchanges.load("other_ex")

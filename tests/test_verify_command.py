@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from instance import only
 from verify_rig import BTC, ETH, EXCHANGE, World, world
 
 from feedmono import cli
@@ -25,8 +26,7 @@ def command(
         patch.chdir(world.config.state_dir.parent)
         patch.setenv("FEEDMONO_STATE_DIR", str(world.config.state_dir))
         patch.setenv("FEEDMONO_FILES_DIR", str(world.config.files.dir))
-        patch.setenv("FEEDMONO_KRAKEN_ENABLED", "false")
-        for name, value in variables.items():
+        for name, value in {**only("binance"), **variables}.items():
             patch.setenv(name, value)
         status = cli.main(["verify", *arguments])
     out, err = capsys.readouterr()
@@ -110,7 +110,7 @@ def test_a_bar_is_shown_on_a_terminal_only(world: World) -> None:
             **os.environ,
             "FEEDMONO_STATE_DIR": str(world.config.state_dir),
             "FEEDMONO_FILES_DIR": str(world.config.files.dir),
-            "FEEDMONO_KRAKEN_ENABLED": "false",
+            **only("binance"),
             "TERM": "xterm",
         },
         stdout=subprocess.PIPE,

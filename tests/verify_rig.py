@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from instance import only
 
 from feedmono import config, log, workers
 from feedmono.avro import generate_encoder, load_schema
@@ -31,7 +32,7 @@ def configured(folder: Path, **variables: str) -> Config:
     environ = {
         "FEEDMONO_STATE_DIR": str(folder / "state"),
         "FEEDMONO_FILES_DIR": str(folder / "data"),
-        "FEEDMONO_KRAKEN_ENABLED": "false",
+        **only("binance"),
         **variables,
     }
     return config.load(None, environ, cwd=folder).config

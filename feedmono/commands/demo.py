@@ -1,4 +1,4 @@
-"""``feedmono run --demo``: both exchanges from simulators, into Avro files, nothing else needed."""
+"""``feedmono run --demo``: all exchanges from simulators, into Avro files, nothing else needed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from pathlib import Path
 
 from feedmono import events, ring, simulator, workers
 from feedmono.config import Config
+from feedmono.config.keys import variable
+from feedmono.simulator.base import Dialect
 from feedmono.sinks.files import count_trades
 from feedmono.supervision import reload, samples, statelock
 
@@ -62,11 +64,13 @@ def start(names: Sequence[str]) -> Simulators:
 
     :raises DemoError: one did not start.
     """
+    # Before any is started: whoever fails here leaves none behind.
+    dialects = {name: _dialect(name) for name in names}
     processes: list[subprocess.Popen[bytes]] = []
     urls: dict[str, str] = {}
     for name in names:
         command = [sys.executable, "-m", "feedmono", "sim", "--exchange", name, *_ARGUMENTS]
-        if simulator.load(name).recorded_symbol is not None:
+        if dialects[name].recorded_symbol is not None:
             command += ["--trades", "recorded"]
         process = subprocess.Popen(
             command,
@@ -86,6 +90,16 @@ def start(names: Sequence[str]) -> Simulators:
         simulators.stop()
         raise
     return simulators
+
+
+def _dialect(name: str) -> type[Dialect]:
+    try:
+        return simulator.load(name)
+    except KeyError:
+        raise DemoError(
+            f"{name} can't be simulated, only {', '.join(simulator.names())}: set "
+            f"{variable(name, 'ENABLED')}=false"
+        ) from None
 
 
 def _ready(name: str, process: subprocess.Popen[bytes]) -> Mapping[str, object]:

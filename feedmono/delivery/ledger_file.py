@@ -109,7 +109,7 @@ def open_file(path: Path, log: Log) -> tuple[sqlite3.Connection, Content]:
             "set a ledger aside that can't be read",
             path=str(aside),
             reason=str(error),
-            consequence="what was delivered before is not known any more; a repeat of it is stored again",
+            consequence="what was delivered before is not known; a repeat of it is stored again",
         )
     try:
         return _connect(path)

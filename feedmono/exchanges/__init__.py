@@ -19,9 +19,16 @@ def load(name: str) -> Exchange:
     """The exchange of that name.
 
     :raises KeyError: there is none.
+    :raises TypeError: its file does not bind a whole one.
     """
     if name not in names():
         raise KeyError(name)
     module = importlib.import_module(f"{__name__}.{name}")
-    exchange: Exchange = module.EXCHANGE()
-    return exchange
+    kind: type[Exchange] | None = getattr(module, "EXCHANGE", None)
+    if kind is None:
+        raise TypeError(f"{module.__file__} binds no EXCHANGE, the class derived from Exchange")
+    if kind.name != name:
+        raise TypeError(
+            f"{module.__file__} calls its exchange {kind.name!r}: its file's name is wanted"
+        )
+    return kind()

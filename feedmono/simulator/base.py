@@ -130,8 +130,9 @@ class Dialect(ABC):
     batches: ClassVar[bool]
     """Whether a frame may hold several trades."""
     rules: ClassVar[Rules]
-    essential: ClassVar[tuple[str, ...]]
-    """The keys without which a trade can't be read; the id is the first, the time the last."""
+    essential: ClassVar[tuple[str, ...] | tuple[int, ...]]
+    """The keys without which a trade can't be read; the id is the first, the time the last.
+    Positions where a trade is an array."""
     recorded_symbol: ClassVar[str | None] = None
     """The symbol whose recording the package holds."""
 
