@@ -33,6 +33,7 @@ from feedmono.exchanges.base import PageRequest
 from feedmono.heartbeat import BEAT_S
 from feedmono.log import Log
 from feedmono.network.metadata import CanonicalSymbols
+from feedmono.sinks import kinds
 from feedmono.sinks.base import Sink, SinkFailed
 
 # A round that read so many records is followed by the next at once: company enough.
@@ -108,7 +109,9 @@ class Process:
             return 0
         if not self._until(self._open_ledger, lambda: self._ledger_trouble):
             return 0
-        sink = open_sink(self._config, self._name, self._shared, self._ledger, self._log)
+        sink = kinds.configured(self._config).sink(
+            self._config, self._name, self._ledger, self._shared.dead_letters, self._log
+        )
         counts = SinkCounts(self._counters, sink.stats)
 
         def opened() -> bool:
@@ -322,32 +325,6 @@ class Process:
             self._log.info("delivery goes on")
         self._note = trouble
         workers.tell(self._shared.serializer_note, {"trouble": trouble}, self._log)
-
-
-def open_sink(
-    config: Config,
-    exchange: str,
-    shared: workers.Shared,
-    ledger: Ledger,
-    log: Log,
-) -> Sink:
-    """The configured sink, not opened yet. Each is imported only where it is used.
-
-    :param ledger: it has the marks of its predecessors.
-    """
-    if config.sink == "kafka":
-        from feedmono.sinks.kafka import KafkaSink  # noqa: PLC0415
-
-        # The reader has lingered already; librdkafka gets what it needs to fill a batch.
-        linger_s = min(config.linger_s, 0.001)
-        return KafkaSink(
-            config.kafka, exchange, linger_s=linger_s, dead_dir=shared.dead_letters, log=log
-        )
-    from feedmono.sinks.files import FilesSink, place_of  # noqa: PLC0415
-
-    place = place_of(config.files, exchange)
-    mark, others = ledger.mark_of(place), ledger.marks_besides(place)
-    return FilesSink(config.files, exchange, mark=mark, others=others)
 
 
 def main(config: Config, name: str, wake_fd: int, request_fd: int, log: Log) -> int:

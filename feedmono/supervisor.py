@@ -25,6 +25,7 @@ from feedmono import log as logs
 from feedmono.config import Config, ConfigError, ExchangeConfig
 from feedmono.counters import Counters
 from feedmono.log import Log
+from feedmono.sinks import kinds
 from feedmono.supervision import alarms, reload, samples, snapshot, statelock, systemd
 from feedmono.supervision.children import RELOAD, RING, Child
 from feedmono.supervision.display import Display, summarize
@@ -266,8 +267,7 @@ class Supervisor:
         now_s, now_at_s = time.monotonic(), time.time()
         exchanges = tuple(exchange.sample(now_s, usages) for exchange in self._exchanges.values())
         folders = {"state_dir": self.config.state_dir, "ring_dir": self.config.ring_dir}
-        if self.config.sink == "files":
-            folders["files.dir"] = self.config.files.dir
+        folders |= kinds.configured(self.config).folders(self.config)
         return snapshot.Snapshot(
             pid=os.getpid(),
             # By the clock as it is now: that may have been set since.

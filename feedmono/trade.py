@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from decimal import Context, Decimal
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 BUY = 0
 """``side`` of a trade whose taker bought: the index in the Avro enum ``TradeSide``."""
@@ -59,6 +59,10 @@ class Trade(NamedTuple):
     is_buyer_maker: bool | None = None
     buyer_order_id: int | None = None
     seller_order_id: int | None = None
+
+
+NOT_TOLD: Final = tuple(Trade._field_defaults.values())
+"""The fields that not every exchange tells, for who makes a trade from a tuple."""
 
 
 class EncodedTrade(NamedTuple):

@@ -19,11 +19,11 @@ from sim import Sim
 from test_reload import Reloaded
 
 from feedmono import config as configuration
-from feedmono import log, workers
+from feedmono import log
 from feedmono.config import FilesConfig
 from feedmono.delivery import ledger_file
 from feedmono.delivery.ledger import MAX_PLACES, Ledger
-from feedmono.serializer import open_sink
+from feedmono.sinks import kinds
 from feedmono.sinks.files import FilesSink, count_trades, read_trades
 from feedmono.sinks.kafka import KafkaSink
 
@@ -35,7 +35,7 @@ def serve(state: Path, folder: Path, first: int, committed: int, beyond: int) ->
     files = FilesConfig(folder, 3600.0, 1 << 28, 0.005)
     config = replace(made, sink="files", files=files)
     book = Ledger(state / "ledger", log.get())
-    sink = open_sink(config, EXCHANGE, workers.Shared.of(config, EXCHANGE), book, log.get())
+    sink = kinds.configured(config).sink(config, EXCHANGE, book, state / "dead", log.get())
     assert sink.open(), sink.trouble
     book.begin(sink.mark(), sink.place)
     for begin, end in ((first, committed), (committed, beyond)):

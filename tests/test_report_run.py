@@ -26,6 +26,7 @@ from sim import Sim, wait_until
 from feedmono import avro, cli
 from feedmono.config import load
 from feedmono.report import check as report_check
+from feedmono.sinks import kinds
 from feedmono.sinks.segment import list_files
 from feedmono.supervision import samples
 from feedmono.trade import multiply
@@ -310,7 +311,7 @@ def test_what_is_wrong_in_kafka_is_found(stored: Instance, registry: AnyRegistry
 
 def one_record(instance: Instance) -> Record:
     config = load(None, instance.environ, cwd=instance.folder).config
-    newest = report_check.open_newest(config, "binance")
+    newest = kinds.configured(config).newest(config, "binance")
     record = next(iter(newest.read("trades", 0, time.time(), 1))).record
     assert record is not None
     return dict(record)

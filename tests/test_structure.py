@@ -12,6 +12,8 @@ import pytest
 
 from feedmono import config, exchanges, simulator
 from feedmono.config.keys import keys
+from feedmono.config.values import Choice
+from feedmono.sinks.kinds import KINDS
 
 ROOT = Path(__file__).parents[1] / "feedmono"
 
@@ -111,6 +113,24 @@ def test_no_name_of_an_exchange_stands_outside_its_own_files() -> None:
             n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and n.value in names
         }
         assert not texts, f"{path} names {texts}"
+
+
+def test_no_name_of_a_sink_decides_anything_outside_the_sinks() -> None:
+    """But in the demo, which is one of files."""
+    for path in ROOT.rglob("*.py"):
+        if part(path) in {"sinks", "config"} or path.stem == "demo":
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Compare):
+                both = (node.left, *node.comparators)
+                names = {each.value for each in both if isinstance(each, ast.Constant)}
+                assert not names & KINDS.keys(), f"{path}:{node.lineno} asks for a sink by name"
+
+
+def test_every_sink_that_can_be_configured_is_one() -> None:
+    choice = keys([])["sink"].kind
+    assert isinstance(choice, Choice)
+    assert set(choice.names) == KINDS.keys()
 
 
 def test_every_folder_of_code_is_installed() -> None:

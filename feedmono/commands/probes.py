@@ -10,11 +10,12 @@ from feedmono import exchanges
 from feedmono.commands.check import Probe
 from feedmono.config import Config, ExchangeConfig
 from feedmono.network import handshake, rest
+from feedmono.sinks import kinds
 
 
 def probe(config: Config) -> list[Probe]:
-    """Tries each enabled exchange's REST and WebSocket, and broker and registry if the sink is
-    ``kafka``; each within a time limit."""
+    """Tries each enabled exchange's REST and WebSocket, and what the sink needs; each within a
+    time limit."""
     return [_tried(name, attempt) for name, attempt in _attempts(config)]
 
 
@@ -22,12 +23,7 @@ def _attempts(config: Config) -> Iterator[tuple[str, Callable[[], str]]]:
     for exchange in config.enabled_exchanges:
         yield f"{exchange.name} REST", partial(_rest, exchange)
         yield f"{exchange.name} WebSocket", partial(_websocket, exchange)
-    if config.sink == "kafka":
-        from feedmono.sinks.kafka_topics import probe_broker  # noqa: PLC0415
-        from feedmono.sinks.registry import probe_registry  # noqa: PLC0415
-
-        yield "broker", partial(probe_broker, config.kafka)
-        yield "registry", partial(probe_registry, config.kafka)
+    yield from kinds.configured(config).probes(config).items()
 
 
 def _tried(name: str, attempt: Callable[[], str]) -> Probe:

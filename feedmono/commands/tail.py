@@ -9,20 +9,9 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 
 from feedmono.config import Config
-from feedmono.sinks.base import Source
+from feedmono.sinks import kinds
 
 _QUEUE = 1000
-
-
-def open_source(config: Config, exchange: str) -> Source:
-    """Reads what the configured sink stores of *exchange*. Each is imported only where used."""
-    if config.sink == "kafka":
-        from feedmono.sinks.kafka_source import KafkaSource  # noqa: PLC0415
-
-        return KafkaSource(config.kafka, exchange)
-    from feedmono.sinks.files_source import FilesSource  # noqa: PLC0415
-
-    return FilesSource(config.files, exchange)
 
 
 def follow(
@@ -32,11 +21,12 @@ def follow(
 
     :raises Exception: what a source could not do.
     """
+    sink = kinds.configured(config)
     passing: queue.Queue[Mapping[str, object] | Exception] = queue.Queue(_QUEUE)
 
     def read(exchange: str) -> None:
         try:
-            for trade in open_source(config, exchange).follow():
+            for trade in sink.source(config, exchange).follow():
                 if trade is not None and symbol in (None, trade["symbol"]):
                     passing.put(trade)
         except Exception as error:

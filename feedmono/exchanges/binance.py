@@ -38,6 +38,7 @@ from feedmono.trade import (
     MAX_SYMBOL_CHARS,
     MAX_TIME_US,
     MAX_TRADE_ID,
+    NOT_TOLD,
     SELL,
     STREAM,
     Trade,
@@ -49,6 +50,8 @@ from feedmono.trade import (
 # repeatedly sends more. Ours come at 2 a second, which leaves 3 for the connection's own.
 _MESSAGE_INTERVAL_S = 0.5
 _SYMBOLS_PER_REQUEST = 100
+# What the usual frame does not tell: order ids.
+_NO_ORDERS = NOT_TOLD[1:]
 
 # errors.md, 10xx: the server's troubles, which say nothing about the symbols asked for
 # (unknown, disconnected, too many requests, unexpected response, timeout, busy, too many
@@ -256,10 +259,8 @@ def _decode(frame: bytes) -> Decoded:
         ):
             maker = event.buyer_is_maker
             side = SELL if maker else BUY
-            trade = _new(
-                Trade,
-                (symbol, event.trade_id, price, quantity, side, time_us, maker, None, None),
-            )
+            told = (symbol, event.trade_id, price, quantity, side, time_us, maker)
+            trade = _new(Trade, told + _NO_ORDERS)
             return _new(Decoded, ((trade,), STREAM, ()))
     except UNREADABLE:
         pass

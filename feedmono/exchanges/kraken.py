@@ -44,6 +44,7 @@ from feedmono.trade import (
     MAX_SYMBOL_CHARS,
     MAX_TIME_US,
     MAX_TRADE_ID,
+    NOT_TOLD,
     SELL,
     SNAPSHOT,
     STREAM,
@@ -409,9 +410,8 @@ def _usual_trade(row: _UsualRow) -> Trade:
         time_us = _minute_us(time[:17]) + int(micros)
         if 0 < time_us <= MAX_TIME_US:
             side = _SIDES[row.side]
-            return _new(
-                Trade, (row.symbol, row.trade_id, price, quantity, side, time_us, None, None, None)
-            )
+            told = (row.symbol, row.trade_id, price, quantity, side, time_us)
+            return _new(Trade, told + NOT_TOLD)
     raise ValueError("not as always")
 
 

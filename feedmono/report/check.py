@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from feedmono import exchanges
 from feedmono.config import Config
 from feedmono.exchanges.base import Exchange, Undecodable
+from feedmono.sinks import kinds
 from feedmono.sinks.base import StoredRecord
 from feedmono.sinks.newest import Newest, departure
 from feedmono.trade import BACKFILL, SIDES, Trade
@@ -47,17 +48,6 @@ class Checked:
     """Why nothing could be judged; empty if it could."""
 
 
-def open_newest(config: Config, exchange: str) -> Newest:
-    """Reads back the configured sink. Each is imported only where used."""
-    if config.sink == "kafka":
-        from feedmono.sinks.kafka_newest import KafkaNewest  # noqa: PLC0415
-
-        return KafkaNewest(config.kafka, exchange)
-    from feedmono.sinks.files_newest import FilesNewest  # noqa: PLC0415
-
-    return FilesNewest(config.files, exchange)
-
-
 def check(
     config: Config,
     exchange: str,
@@ -73,7 +63,7 @@ def check(
     """
     checker = _Checker(exchange, time.monotonic() + LIMIT_S, advance)
     try:
-        newest = open_newest(config, exchange)
+        newest = kinds.configured(config).newest(config, exchange)
         checker.read_trades(newest, since_s, until_s, limit)
         checker.hold_against_frames(newest, limit)
     except Exception as error:

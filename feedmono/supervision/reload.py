@@ -15,6 +15,7 @@ from pathlib import Path
 
 from feedmono import workers
 from feedmono.config import Config, ConfigError, ExchangeConfig, Mistake
+from feedmono.sinks import kinds
 from feedmono.supervision import statelock
 
 FILE = "reload.json"
@@ -106,7 +107,7 @@ def _delivery(config: Config) -> tuple[object, ...]:
         config.coverage_interval_s,
         config.sink,
         config.backfill,
-        config.kafka if config.sink == "kafka" else config.files,
+        kinds.configured(config).settings(config),
     )
 
 

@@ -13,10 +13,10 @@ from collections.abc import Callable
 
 from feedmono import exchanges
 from feedmono.commands.ledger_table import Look, look, no_ledger
-from feedmono.commands.tail import open_source
 from feedmono.config import Config
 from feedmono.delivery.ledger_file import LedgerError
 from feedmono.exchanges.base import Exchange, Undecodable
+from feedmono.sinks import kinds
 from feedmono.sinks.base import Source, StoredRecord
 from feedmono.supervision import statelock
 from feedmono.trade import BACKFILL, is_symbol
@@ -257,26 +257,20 @@ def prepare(config: Config, exchange: str, symbol: str | None, retained: bool) -
     """
     if look(config, exchange, fills=0) is None:
         raise VerifyError(no_ledger(config, exchange))
-    if config.sink == "files" and not (config.files.dir / exchange).is_dir():
-        raise VerifyError(f"there is no folder {config.files.dir / exchange}: see files.dir")
+    sink = kinds.configured(config)
+    if reason := sink.lacks(config, exchange):
+        raise VerifyError(reason)
     return Verifier(
         exchanges.load(exchange),
-        open_source(config, exchange),
+        sink.source(config, exchange),
         lambda: look(config, exchange, fills=0),
         symbol=symbol,
-        keyed=config.sink == "kafka",
+        keyed=sink.keyed,
         retained=retained,
         running=lambda: statelock.holder(config.state_dir) is not None,
     )
 
 
 def troubles(config: Config) -> tuple[type[Exception], ...]:
-    """What is raised when the ledger or the configured sink can't be read. The sinks' own are
-    imported only where used."""
-    common = (VerifyError, LedgerError, OSError)
-    if config.sink == "kafka":
-        from feedmono.sinks.kafka_client import BrokerTrouble  # noqa: PLC0415
-        from feedmono.sinks.registry import RegistryTrouble  # noqa: PLC0415
-
-        return *common, BrokerTrouble, RegistryTrouble
-    return common
+    """What is raised when the ledger or the configured sink can't be read."""
+    return VerifyError, LedgerError, OSError, *kinds.configured(config).troubles()
