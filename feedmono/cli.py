@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from feedmono import config as configuration
 from feedmono import log as logs
@@ -65,6 +66,9 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
 def _parser(*, simulating: bool) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="feedmono",
@@ -73,6 +77,22 @@ def _parser(*, simulating: bool) -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and end")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
+    _add_running(commands)
+    _add_reading(commands)
+    sim = commands.add_parser(
+        "sim", help="a stand-in exchange on a loopback port", description="A stand-in exchange."
+    )
+    if simulating:
+        # The simulator and its libraries are not for those who only capture.
+        from feedmono.simulator import cli as simulator  # noqa: PLC0415
+
+        simulator.add_arguments(sim)
+        sim.set_defaults(run=simulator.run)
+    return parser
+
+
+def _add_running(commands: _Commands) -> None:
+    """Those that run an instance, or ask how one does."""
     run = _command(commands, "run", _run, "capture trades until stopped")
     run.add_argument(
         "--demo", action="store_true", help="from simulated exchanges, into files; no network"
@@ -109,6 +129,9 @@ def _parser(*, simulating: bool) -> argparse.ArgumentParser:
 
     _command(commands, "reload", _reload, "have the running instance read its configuration again")
 
+
+def _add_reading(commands: _Commands) -> None:
+    """Those that read what was stored."""
     tail = _command(commands, "tail", _tail, "trades as they are stored")
     tail.add_argument("exchange", nargs="?", metavar="EXCHANGE", help="only this one's")
     tail.add_argument("symbol", nargs="?", metavar="SYMBOL", help="as the exchange has it")
@@ -151,20 +174,9 @@ def _parser(*, simulating: bool) -> argparse.ArgumentParser:
         help="where trades are set aside meanwhile; default: where temporary files go",
     )
 
-    sim = commands.add_parser(
-        "sim", help="a stand-in exchange on a loopback port", description="A stand-in exchange."
-    )
-    if simulating:
-        # The simulator and its libraries are not for those who only capture.
-        from feedmono.simulator import cli as simulator  # noqa: PLC0415
-
-        simulator.add_arguments(sim)
-        sim.set_defaults(run=simulator.run)
-    return parser
-
 
 def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    commands: _Commands,
     name: str,
     run: object,
     text: str,

@@ -11,7 +11,7 @@ import pytest
 from toy import Desk, Dice, Events, Toy, events, limits, running, trades, welcome, wire
 from wsserver import CLOSE, TEXT, Peer, Server, frame
 
-from feedmono.network import connection
+from feedmono.network import connection, life
 from feedmono.network.connection import AGE_JITTER, FAREWELL_LIMIT_S
 from feedmono.network.contract import State
 
@@ -264,7 +264,7 @@ def test_ready_is_told_when_all_is_answered_and_data_came(tmp_path: Path) -> Non
 def test_ready_is_told_without_data_after_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "READY_AFTER_S", 0.3)
+    monkeypatch.setattr(life, "READY_AFTER_S", 0.3)
 
     def script(peer: Peer, number: int) -> None:
         welcome(peer)

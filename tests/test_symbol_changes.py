@@ -21,7 +21,7 @@ from wsserver import CLOSE, TEXT, Peer, Server, accept, frame
 from feedmono import workers
 from feedmono.counters import Field
 from feedmono.exchanges.base import Limits, Market
-from feedmono.network import connection, metadata
+from feedmono.network import life, metadata
 from feedmono.network.contract import State
 
 __all__ = ["events"]
@@ -261,7 +261,7 @@ def test_each_copy_has_every_symbol(
 def test_a_successor_that_is_on_its_way_takes_over_with_the_ordered_symbols(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: Exchange
 ) -> None:
-    monkeypatch.setattr(connection, "READY_AFTER_S", 0.0)
+    monkeypatch.setattr(life, "READY_AFTER_S", 0.0)
     toys(monkeypatch)
     exchange.silent = {1}
     with (
@@ -287,7 +287,7 @@ def test_a_successor_that_is_on_its_way_takes_over_with_the_ordered_symbols(
 def test_a_successor_that_lacks_only_what_is_not_wanted_any_more_takes_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: Exchange, events: Events
 ) -> None:
-    monkeypatch.setattr(connection, "READY_AFTER_S", 0.0)
+    monkeypatch.setattr(life, "READY_AFTER_S", 0.0)
     toys(monkeypatch)
     with (
         _hangup_waits(),
@@ -316,7 +316,7 @@ def test_a_slot_without_symbols_ends_with_its_successor(
     ):
         reading.wait(reading.flowing)
         (number,) = [n for n, symbols in exchange.served.items() if "A" in symbols]
-        monkeypatch.setattr(connection, "READY_AFTER_S", 0.0)
+        monkeypatch.setattr(life, "READY_AFTER_S", 0.0)
         reading.wait(lambda: reading.counters[Field.SUBSCRIBED] == 4)
         exchange.peers[number].send(wire([b"trade 1", b"bye maintenance"]))
         reading.wait(lambda: set(exchange.served) == {0, 1, 2})

@@ -19,16 +19,16 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from random import Random
 
 from feedmono.config import ConnectionsConfig
 from feedmono.exchanges import base
-from feedmono.exchanges.base import Exchange, Session
+from feedmono.exchanges.base import Exchange
 from feedmono.heartbeat import BEAT_S, Pulse
 from feedmono.log import Log
 from feedmono.network import framing, handshake
 from feedmono.network.contract import AGE, MAINTENANCE, SHUTDOWN, Deliver, Report, State
+from feedmono.network.life import Life
 from feedmono.network.limiter import AttemptLimiter, Backoff, steady_time
 from feedmono.network.watch import Watch
 from feedmono.network.wire import READ_BYTES, WAIT_LIMIT_S, Ended, Wake, Wire
@@ -42,9 +42,6 @@ PONG_INTERVAL_S = 0.5
 it the address is banned) must not be provoked by a storm of its own pings."""
 RETRY_S = 0.01
 """How often a full ring is asked again."""
-READY_AFTER_S = 10.0
-"""How long after the last answer a connection without trades counts as one that would bring
-them."""
 AGE_SHARE = 0.95
 """Of the age at which the exchange ends a connection: when it is to be replaced at the latest."""
 AGE_JITTER = 0.05
@@ -56,58 +53,6 @@ _COMPANY_BYTES = 16 * 1024
 # Between two reads while trades come closer than that: a read costs a hundred times as much as one
 # more frame in it, and a stamp is late by as much.
 _REST_S = 0.002
-
-
-@dataclass(slots=True)
-class _Life:
-    """One open connection."""
-
-    wire: Wire
-    session: Session
-    symbols: tuple[str, ...]
-    """Those that the session was told to subscribe."""
-    cutter: framing.FrameCutter
-    opened_s: float
-    old_s: float
-    """When it is to be replaced."""
-    frames: int = 0
-    has_data: bool = False
-    """Whether it has brought a trade."""
-    answered_s: float = math.inf
-    """When no symbol was pending any more, those that came later included."""
-    aging: bool = False
-    """It was told that it is to be replaced."""
-    ready: bool = False
-    """It was told that it needs no predecessor."""
-    trading: bool = False
-    """What the exchange said last."""
-    blocked_s: float = 0.0
-    """For how long the ring had no room."""
-    traded_s: float = -math.inf
-    """When trades were read last."""
-    untold_bytes: int = 0
-    """How much was read since the serializer was woken last."""
-    tell_s: float = math.inf
-    """When it is to be woken for that at the latest."""
-    refused: set[str] = field(default_factory=set)
-    """Those of its symbols that the exchange refused."""
-    left: list[str] = field(default_factory=list)
-    """Symbols whose subscriptions ended, to be told behind the batch at hand."""
-    pong: bytes | None = None
-    """The payload of the last ping, while it is to be answered."""
-    pong_after_s: float = -math.inf
-    """No pong is sent before."""
-    ended: Ended | None = None
-    """Why it will end, once the batch at hand is delivered."""
-
-    @property
-    def ready_s(self) -> float:
-        """When it needs no predecessor any more, as it looks now."""
-        return self.answered_s + (0.0 if self.has_data else READY_AFTER_S)
-
-    def next_s(self) -> float:
-        """When there is something to tell."""
-        return min(math.inf if self.ready else self.ready_s, math.inf if self.aging else self.old_s)
 
 
 class Connection:
@@ -261,7 +206,7 @@ class Connection:
         with contextlib.closing(wire):
             now = self._clock()
             cutter = framing.FrameCutter(self._limits.frame_limit_bytes)
-            life = _Life(wire, session, symbols, cutter, now, now + self._age_limit_s())
+            life = Life(wire, session, symbols, cutter, now, now + self._age_limit_s())
             self._watch.open(now)
             self._enter(State.SUBSCRIBING)
             self._log.info("connected", url=self._ws_url, peer=wire.peer)
@@ -299,7 +244,7 @@ class Connection:
 
     # --- Flow.
 
-    def _flow(self, life: _Life) -> None:
+    def _flow(self, life: Life) -> None:
         """Reads, sends and watches until something ends it, by raising `Ended`."""
         watch, session, wire = self._watch, life.session, life.wire
         if self._changed.is_set:
@@ -337,7 +282,7 @@ class Connection:
             if not life.aging and now >= life.old_s:
                 self._age(life, AGE, f"{now - life.opened_s:.0f} s")
 
-    def _change_symbols(self, life: _Life, now: float) -> None:
+    def _change_symbols(self, life: Life, now: float) -> None:
         """Has the session follow what is wanted by now."""
         self._changed.clear()
         symbols = self._symbols
@@ -350,14 +295,14 @@ class Connection:
         life.answered_s = math.inf
         self._note_answers(life, now)
 
-    def _age(self, life: _Life, reason: str, detail: str) -> None:
+    def _age(self, life: Life, reason: str, detail: str) -> None:
         """Tells once that it is to be replaced."""
         if not life.aging:
             life.aging = True
             self._log.info("to be replaced", reason=reason, detail=detail)
             self._report.aging(self.number, reason)
 
-    def _send_due(self, life: _Life, now: float) -> None:
+    def _send_due(self, life: Life, now: float) -> None:
         """Sends what the session wants sent by now."""
         messages, events = life.session.poll(now)
         for message in messages:
@@ -367,7 +312,7 @@ class Connection:
         self._note_answers(life, now)
         self._raise_end(life)
 
-    def _read(self, life: _Life, now: float, linger_s: float = 0.0) -> None:
+    def _read(self, life: Life, now: float, linger_s: float = 0.0) -> None:
         """Takes what has arrived: answers a ping, delivers, and only then ends, if it must.
 
         :param linger_s: how long it may wait for company.
@@ -402,7 +347,7 @@ class Connection:
             self._ending.wait(rest_s)
 
     def _tell_or_linger(
-        self, life: _Life, size_bytes: int, has_data: bool, now: float, linger_s: float
+        self, life: Life, size_bytes: int, has_data: bool, now: float, linger_s: float
     ) -> float:
         """Has what was read worked on, at once or later; how long to rest before the next read."""
         since_s = math.inf
@@ -417,13 +362,13 @@ class Connection:
         rests = company and since_s < 2 * _REST_S and size_bytes < _COMPANY_BYTES
         return min(linger_s, _REST_S) if rests else 0.0
 
-    def _tell(self, life: _Life) -> None:
+    def _tell(self, life: Life) -> None:
         """Has everything that was delivered worked on."""
         life.untold_bytes = 0
         life.tell_s = math.inf
         self._publish()
 
-    def _take(self, life: _Life, messages: list[bytes], received_ns: int, now: float) -> bool:
+    def _take(self, life: Life, messages: list[bytes], received_ns: int, now: float) -> bool:
         """Delivers the messages but for known control ones; whether there was data."""
         is_data = self._exchange.is_data
         if not messages:
@@ -444,7 +389,7 @@ class Connection:
                 self._report.unsubscribed(self.number, symbol)
         return has_data
 
-    def _sort(self, life: _Life, messages: list[bytes], now: float) -> tuple[list[bytes], bool]:
+    def _sort(self, life: Life, messages: list[bytes], now: float) -> tuple[list[bytes], bool]:
         """Of the messages those to deliver, and whether any is data."""
         kept: list[bytes] = []
         has_data = False
@@ -471,7 +416,7 @@ class Connection:
 
     def _take_rare(
         self,
-        life: _Life,
+        life: Life,
         event: framing.Ping | framing.Pong | framing.Binary | framing.Close,
         received_ns: int,
     ) -> int:
@@ -486,7 +431,7 @@ class Connection:
             life.ended = Ended(f"closed {event.code}", event.reason, code=echo)
         return 0
 
-    def _answer_ping(self, life: _Life, rare: list[framing.Rare], now: float) -> None:
+    def _answer_ping(self, life: Life, rare: list[framing.Rare], now: float) -> None:
         """Answers the last ping of a batch, as RFC 6455 5.5.3 allows. Before delivering, which
         may have to wait for room; in vain is no reason not to deliver."""
         pings = [event for _, event in rare if isinstance(event, framing.Ping)]
@@ -497,20 +442,20 @@ class Connection:
             except Ended as ended:
                 life.ended = ended
 
-    def _send_pong(self, life: _Life, now: float) -> None:
+    def _send_pong(self, life: Life, now: float) -> None:
         """Sends the pong that is owed, unless the one before was sent just now."""
         if life.pong is not None and now >= life.pong_after_s:
             payload, life.pong = life.pong, None
             life.pong_after_s = now + PONG_INTERVAL_S
             life.wire.send(framing.PONG, payload, SEND_LIMIT_S, self._ending)
 
-    def _raise_end(self, life: _Life) -> None:
+    def _raise_end(self, life: Life) -> None:
         if life.ended is not None:
             ended, life.ended = life.ended, None
             raise ended
 
     def _hand_over(
-        self, life: _Life, frames: Sequence[bytes], received_ns: int, binary: bool
+        self, life: Life, frames: Sequence[bytes], received_ns: int, binary: bool
     ) -> None:
         """Delivers all, however long the ring stays full; gives up only at `stop`."""
         taken = self._deliver(frames, self.number, received_ns, binary)
@@ -547,7 +492,7 @@ class Connection:
 
     # --- What the exchange says.
 
-    def _handle(self, life: _Life, event: base.Event, now: float) -> None:
+    def _handle(self, life: Life, event: base.Event, now: float) -> None:
         match event:
             case base.Subscribed(symbol):
                 life.refused.discard(symbol)
@@ -578,7 +523,7 @@ class Connection:
                     self._age(life, MAINTENANCE, status)
                 life.trading = trading
 
-    def _note_answers(self, life: _Life, now: float) -> None:
+    def _note_answers(self, life: Life, now: float) -> None:
         """Once per connection, and once per change of its symbols: every symbol is answered."""
         if life.answered_s < math.inf or life.session.pending:
             return
@@ -599,7 +544,7 @@ class Connection:
 
     # --- The end.
 
-    def _say_farewell(self, life: _Life, ended: Ended) -> None:
+    def _say_farewell(self, life: Life, ended: Ended) -> None:
         """Closes in order, within `FAREWELL_LIMIT_S` and the time that the ring is full. What the
         peer sent before its own close frame is still taken, so that a stop leaves nothing behind
         on the wire."""
