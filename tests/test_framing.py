@@ -323,7 +323,16 @@ def test_a_masked_frame_is_the_one_of_the_rfc() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "sent"), [(1000, 1000), (1009, 1009), (4000, 4000), (1005, 1002), (1006, 1002)]
+    ("code", "sent"),
+    [
+        (1000, 1000),
+        (1009, 1009),
+        (1014, 1014),
+        (3000, 3000),
+        (4999, 4999),
+        (1005, 1002),
+        (1006, 1002),
+    ],
 )
 def test_a_close_frame_never_carries_a_code_that_must_not_be_sent(code: int, sent: int) -> None:
     assert unmask(encode_close(code, bytes(4))) == (0x88, sent.to_bytes(2, "big"))

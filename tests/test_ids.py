@@ -184,6 +184,12 @@ def test_a_far_jump_is_believed_when_the_next_trade_confirms_it() -> None:
     assert add(ids, 6, far - 1, far + 1) == [FILLED] * 3
 
 
+def test_the_trade_that_confirms_a_far_jump_is_not_far_from_it() -> None:
+    far = 5 + ids_module.FAR + 1
+    assert add(made(5), far, far + ids_module.FAR) == [FAR, JUMPED]
+    assert add(made(5), far, far + ids_module.FAR + 1) == [FAR, FAR]
+
+
 def test_a_jump_that_is_just_not_far_needs_no_confirmation() -> None:
     ids = made(5)
     assert add(ids, 5 + ids_module.FAR) == [JUMPED]

@@ -170,6 +170,7 @@ def test_shown_twice_is_absent_and_not_asked_for() -> None:
     ids.prove(6, 8, NOW_US, SECOND_US)
     assert ids.prove(6, 8, NOW_US + SECOND_US, SECOND_US) == 3
     assert holes(ids) == [(6, 8, ABSENT)]
+    assert ids.holes[0].proofs == 2
     assert neighbours(ids) == [(edge(5), edge(9))]
     assert (ids.missing(), ids.missing(ABSENT), list(ids.open_holes())) == (0, 3, [])
     assert ids.prove(6, 8, NOW_US + 9 * SECOND_US, SECOND_US) == 0, "once is enough"
