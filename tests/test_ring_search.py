@@ -121,6 +121,22 @@ def test_a_seek_ends_a_search(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert [r.payload for r in reader.read(10, MIB)] == [b"behind", b"and one more"]
 
 
+def test_what_does_not_fit_its_crc_counts_as_damaged_at_the_third_look(path: Path) -> None:
+    """Where stores are seen late, it may only not be there yet."""
+    ring.create(path, MIB)
+    writer = RingWriter(path)
+    writer.append([b"damaged", b"behind"], FRAME, 0, 1)
+    with path.open("r+b") as file:
+        file.seek(HEADER_BYTES + RECORD_BYTES)
+        file.write(b"D")
+    reader = RingReader(path)
+    for _ in range(2):
+        assert (reader.read(10, MIB), reader.damage) == ([], [])
+    assert reader.read(10, MIB) == []
+    assert [damage.lost_records for damage in reader.damage] == [None]
+    assert [record.payload for record in reader.read(10, MIB)] == [b"behind"]
+
+
 @pytest.mark.parametrize("chunk", [64, 4096, MIB])
 @pytest.mark.parametrize("offset", [0, 8, 40, 64])
 def test_a_header_on_the_border_of_two_chunks_is_found(

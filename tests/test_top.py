@@ -278,7 +278,8 @@ def test_it_says_when_the_instance_ends_and_goes_on_when_it_returns(tmp_path: Pa
 
 def test_it_waits_for_an_instance_that_is_not_there_yet(tmp_path: Path) -> None:
     environ = {**os.environ, "FEEDMONO_STATE_DIR": str(tmp_path)}
-    with Terminal(environ, 80, 24) as terminal:
+    # Wide enough for the path, however long it is.
+    with Terminal(environ, 240, 24) as terminal:
         terminal.wait("nothing runs on", "waiting for it")
         terminal.type(b"q")
         assert terminal.end() == 0
