@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import pickle
 import select
 import signal
 import time
@@ -22,8 +22,8 @@ class Failed(Exception):
 
 
 def call(title: str, function: Callable[[], Any], limit_s: float) -> Any:
-    """What *function* returns, as JSON has it. It runs in a fork of this process, which must have
-    no thread that may hold a lock of Python's; the fork ends with this process.
+    """What *function* returns, which must be picklable. It runs in a fork of this process, which
+    must have no thread that may hold a lock of Python's; the fork ends with this process.
 
     :param title: what ``ps`` shows, and what the errors call it.
     :raises Failed: it raised, with its text; it was killed, or not done within the limit.
@@ -49,8 +49,9 @@ def call(title: str, function: Callable[[], Any], limit_s: float) -> Any:
     if told is None:
         raise Failed(f"{title}: not done within {limit_s:g} s")
     try:
-        result, error = json.loads(told)
-    except ValueError as broken:
+        # Of a fork of this very process.
+        result, error = pickle.loads(told)  # noqa: S301
+    except (EOFError, pickle.UnpicklingError) as broken:
         raise Failed(f"{title}: its process ended ({status:#06x})") from broken
     if error:
         raise Failed(error)
@@ -66,12 +67,12 @@ def _become(title: str, parent_pid: int, function: Callable[[], Any], told_fd: i
         logs.begin_child()
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         try:
-            answer = json.dumps((function(), ""))
+            answer = pickle.dumps((function(), ""))
         except Exception as error:
-            answer = json.dumps((None, str(error) or repr(error)))
+            answer = pickle.dumps((None, str(error) or repr(error)))
         logs.close()
         with open(told_fd, "wb", closefd=False) as told:
-            told.write(answer.encode())
+            told.write(answer)
     finally:
         os._exit(0)
 

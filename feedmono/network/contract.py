@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import Protocol
 
+from feedmono.counters import Field
+
 AGE, SHUTDOWN, MAINTENANCE = "age", "shutdown", "maintenance"
 """Why a connection is to be replaced."""
 
@@ -73,6 +75,9 @@ class Report(Protocol):
 
     def refused(self, number: int, symbol: str, reason: str) -> None:
         """The exchange refused the symbol, on this connection."""
+
+    def count(self, number: int, field: Field, amount: int = 1) -> None:
+        """Adds to a counter: what only a connection sees, and nobody acts upon."""
 
     def unknown(self, number: int, reason: str) -> None:
         """A message that the exchange is not known to send; it was delivered all the same."""

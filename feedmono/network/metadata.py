@@ -156,18 +156,10 @@ def keep_fetched(
             # Closed each time: nobody keeps a connection for a day.
             with contextlib.closing(client):
                 markets = _fetched(exchange, client, pace)
-            asked = config.symbols
-            content = {
-                "fetched_at": int(time.time()),
-                "symbols": {symbol: market.canonical for symbol, market in markets.items()},
-                "rest": {symbol: market.rest_name for symbol, market in markets.items()},
-                "asked": asked,
-            }
-            publish(path, content)
+            _publish(markets, config.symbols, path)
             log.info("metadata fetched", symbols=len(markets))
-            named = config.canonical_symbols
-            unlisted = [s for s in asked if s not in markets and s not in named]
-            answered(Answer(asked, unlisted))
+            known = {*markets, *config.canonical_symbols}
+            answered(Answer(config.symbols, [s for s in config.symbols if s not in known]))
             retry_s = _FIRST_RETRY_S
         except (rest.RestError, ValueError, OSError) as error:
             held_s = _hold_of(error)
@@ -182,6 +174,17 @@ def keep_fetched(
             )
         if _waited(pause_s, path, wait, hurried):
             return
+
+
+def _publish(markets: Mapping[str, Market], asked: Sequence[str], path: Path) -> None:
+    """Of the markets that were asked for."""
+    content = {
+        "fetched_at": int(time.time()),
+        "symbols": {symbol: market.canonical for symbol, market in markets.items()},
+        "rest": {symbol: market.rest_name for symbol, market in markets.items()},
+        "asked": asked,
+    }
+    publish(path, content)
 
 
 def _granted(exchange: Exchange, pace: RestPace, wait: Callable[[float], bool]) -> bool:
