@@ -10,127 +10,128 @@ from __future__ import annotations
 import mmap
 import os
 from bisect import bisect_left, bisect_right
-from enum import IntEnum, auto
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 
-class _FromZero(IntEnum):
-    @staticmethod
-    def _generate_next_value_(name: str, start: int, count: int, last_values: list[int]) -> int:
-        return count
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """How ``/metrics`` tells a word."""
+
+    type: Literal["counter", "gauge", "histogram"]
+    name: str
+    """Without ``feedmono_`` in front, and without a counter's ``_total``."""
+    text: str
 
 
-class Field(_FromZero):
+_counter = partial(Metric, "counter")
+_gauge = partial(Metric, "gauge")
+_histogram = partial(Metric, "histogram")
+# Told by its kinds, in another form, or not at all.
+_NO_METRIC: Final = None
+
+
+class _Told(IntEnum):
+    """Counts from zero in the order of the members; each has its metric beside it."""
+
+    metric: Metric | None
+
+    def __new__(cls, metric: Metric | None) -> _Told:
+        member = int.__new__(cls, len(cls.__members__))
+        member._value_ = int(member)
+        member.metric = metric
+        return member
+
+
+class Field(_Told):
     """One word each. Written by the reader process:"""
 
-    FRAMES = auto()
-    """Messages that went into the ring."""
-    BYTES = auto()
-    """Bytes off the sockets."""
-    RECONNECTS = auto()
-    """Connections that were lost or replaced."""
-    UNKNOWN_MESSAGES = auto()
-    RING_FULL = auto()
-    """How often a connection found the ring full and stopped reading."""
-    LOST_FRAMES = auto()
-    """Messages that were received and found no room before the reader had to stop."""
-    CONNECTIONS = auto()
-    """How many connections there are to be."""
-    CONNECTED = auto()
-    """How many are open, subscribed and not stale."""
-    SUBSCRIBED = auto()
-    """Symbols that the exchange acknowledged on the open connections."""
-    REFUSED = auto()
-    """Symbols that it refused."""
-    ROTATIONS = auto()
-    """Connections that were replaced while they worked."""
-    PAGES = auto()
-    """Pages of past trades that were fetched by REST."""
-    PAGES_FAILED = auto()
-    """Requests for pages that brought none."""
-    READER_BEATS = auto()
+    FRAMES = _counter("frames", "Messages of the exchange that went into the ring.")
+    BYTES = _counter("bytes", "Bytes off the sockets.")
+    RECONNECTS = _NO_METRIC
+    """Connections that were lost or replaced; told by `RECONNECT_REASONS`."""
+    UNKNOWN_MESSAGES = _counter("unknown_messages", "Messages of a kind that is not known.")
+    RING_FULL = _counter("ring_full", "How often a connection found the ring full and stopped.")
+    LOST_FRAMES = _counter("lost_frames", "Messages received that found no room in the ring.")
+    """Before the reader had to stop."""
+    CONNECTIONS = _gauge("connections", "Connections that there are to be.")
+    CONNECTED = _gauge("connections_flowing", "Connections open, subscribed and not stale.")
+    SUBSCRIBED = _gauge("symbols_subscribed", "Symbols acknowledged on the open connections.")
+    REFUSED = _gauge("symbols_refused", "Symbols that the exchange refused.")
+    ROTATIONS = _counter("rotations", "Connections replaced while they worked.")
+    PAGES = _counter("pages", "Pages of past trades fetched by REST.")
+    PAGES_FAILED = _counter("pages_failed", "Requests for pages of past trades that brought none.")
+    READER_BEATS = _NO_METRIC
     """Moves as long as every thread of the reader comes round."""
     # The reconnects by their reason, `reconnect_field`.
-    RECONNECTS_UNREACHABLE = auto()
-    RECONNECTS_TLS = auto()
-    RECONNECTS_HTTP = auto()
-    RECONNECTS_HANDSHAKE = auto()
-    RECONNECTS_LOST = auto()
-    RECONNECTS_CLOSED = auto()
-    RECONNECTS_SILENT = auto()
-    RECONNECTS_STALE = auto()
-    RECONNECTS_UNANSWERED = auto()
-    RECONNECTS_UNSENT = auto()
-    RECONNECTS_TOO_LARGE = auto()
-    RECONNECTS_PROTOCOL_ERROR = auto()
+    RECONNECTS_UNREACHABLE = _NO_METRIC
+    RECONNECTS_TLS = _NO_METRIC
+    RECONNECTS_HTTP = _NO_METRIC
+    RECONNECTS_HANDSHAKE = _NO_METRIC
+    RECONNECTS_LOST = _NO_METRIC
+    RECONNECTS_CLOSED = _NO_METRIC
+    RECONNECTS_SILENT = _NO_METRIC
+    RECONNECTS_STALE = _NO_METRIC
+    RECONNECTS_UNANSWERED = _NO_METRIC
+    RECONNECTS_UNSENT = _NO_METRIC
+    RECONNECTS_TOO_LARGE = _NO_METRIC
+    RECONNECTS_PROTOCOL_ERROR = _NO_METRIC
 
     # Written by the serializer:
-    TRADES = auto()
-    """Trades handed to the sink."""
-    DELIVERED_TRADES = auto()
-    """Trades that the sink acknowledged."""
-    DUPLICATES = auto()
-    """Trades that were dropped because they had been handed to the sink before."""
-    DEAD_LETTERS = auto()
-    SINK_ERRORS = auto()
-    DAMAGED_RECORDS = auto()
-    """Places of the ring that could not be read."""
-    LAST_TRADE_NS = auto()
+    TRADES = _counter("trades", "Trades handed to the sink.")
+    DELIVERED_TRADES = _counter("delivered_trades", "Trades that the sink acknowledged.")
+    DUPLICATES = _counter("duplicates_dropped", "Trades dropped because they were known already.")
+    """They had been handed to the sink before."""
+    DEAD_LETTERS = _counter("dead_letters", "Messages that can never be stored as they are.")
+    SINK_ERRORS = _NO_METRIC
+    """Told by `SINK_ERROR_KINDS`."""
+    DAMAGED_RECORDS = _counter("damaged_records", "Places of the ring that could not be read.")
+    LAST_TRADE_NS = _NO_METRIC
     """When the last frame with a new trade came off its socket, Unix time."""
-    SINK_READY = auto()
-    """1 while the sink takes entries."""
-    HOLES = auto()
-    """Holes in a symbol's ids that were found."""
-    HOLE_TRADES = auto()
-    """How many ids were in them."""
-    HOLES_OPEN = auto()
-    """How many are open now."""
-    OPEN_TRADES = auto()
-    """How many ids are in these."""
-    BACKFILLED = auto()
-    """Trades that REST gave."""
-    LATE = auto()
-    """Trades that came late on the stream, into a hole."""
-    ABSENT = auto()
-    """Ids that the exchange itself does not have, by now."""
-    BEYOND = auto()
-    """Ids that are not asked for, by now: too old, or too many in one hole."""
-    PAGES_REFUSED = auto()
-    """REST pages that could not be what was asked for."""
-    LEDGER_ERRORS = auto()
-    """Commits of the ledger that failed."""
-    SERIALIZER_BEATS = auto()
+    SINK_READY = _gauge("sink_ready", "1 while the sink takes entries.")
+    HOLES = _counter("gaps", "Gaps in a symbol's trade ids that were found.")
+    HOLE_TRADES = _counter("gap_trades", "Trade ids in the gaps that were found.")
+    HOLES_OPEN = _gauge("gaps_open", "Gaps that are open now.")
+    OPEN_TRADES = _gauge("gap_trades_open", "Trade ids in the gaps that are open now.")
+    BACKFILLED = _counter("backfilled_trades", "Trades of gaps that REST gave.")
+    LATE = _counter("late_trades", "Trades of gaps that came late on the stream.")
+    ABSENT = _gauge("gap_trades_absent", "Trade ids that the exchange itself does not have.")
+    BEYOND = _gauge("gap_trades_beyond", "Trade ids not asked for: too old, or too many.")
+    PAGES_REFUSED = _counter("pages_refused", "Pages that could not be what was asked for.")
+    LEDGER_ERRORS = _counter("ledger_errors", "Commits of the ledger that failed.")
+    SERIALIZER_BEATS = _NO_METRIC
     """Moves as long as the serializer's loop comes round."""
-    SERIALIZER_ALLOWANCE_S = auto()
+    SERIALIZER_ALLOWANCE_S = _NO_METRIC
     """How long it may be until the next beat, where that is known to be long: a sink that opens.
     0: as usual."""
-    CLOCK_OFFSET_NS = auto()
+    CLOCK_OFFSET_NS = _NO_METRIC
     """The shortest time from the exchange's stamp to the socket in the last `OFFSET_SPAN_S`,
     signed; `NO_OFFSET` if there was none."""
     # The sink's errors by kind, `SINK_ERROR_KINDS`.
-    SINK_ERRORS_DISK = auto()
-    SINK_ERRORS_BROKER = auto()
-    SINK_ERRORS_MESSAGE = auto()
-    SINK_ERRORS_COVERAGE = auto()
-    SINK_ERRORS_FATAL = auto()
+    SINK_ERRORS_DISK = _NO_METRIC
+    SINK_ERRORS_BROKER = _NO_METRIC
+    SINK_ERRORS_MESSAGE = _NO_METRIC
+    SINK_ERRORS_COVERAGE = _NO_METRIC
+    SINK_ERRORS_FATAL = _NO_METRIC
     """The sink could not go on; its process ended and was started again."""
 
     # Written by the supervisor:
-    THROTTLE = auto()
+    THROTTLE = _NO_METRIC
     """What the serializer may use, in thousandths of a core; 0: all it wants."""
 
 
-class Histogram(_FromZero):
+class Histogram(_Told):
     """What is counted by duration, by the serializer."""
 
-    RECEIVE = auto()
-    """Exchange time → socket, of live trades. The two clocks may disagree: a negative duration
-    counts as the shortest."""
-    RING = auto()
-    """Socket → serializer."""
-    DELIVERY = auto()
-    """Socket → acknowledged by the sink."""
+    metric: Metric
+
+    RECEIVE = _histogram("receive_latency_seconds", "From the exchange's time to the socket.")
+    """Of live trades. The two clocks may disagree: a negative duration counts as the shortest."""
+    RING = _histogram("ring_latency_seconds", "From the socket to the serializer.")
+    DELIVERY = _histogram("delivery_latency_seconds", "From the socket to the acknowledgement.")
 
 
 BOUNDS_S: Final = (

@@ -14,7 +14,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 from feedmono import log as logs
 from feedmono import messages, ring, workers
@@ -59,7 +58,8 @@ class Process:
         self._shared = workers.Shared.of(config, name)
         self._counters = Counters(self._shared.counters)
         self._log = log
-        self._note = ""
+        self._note: str | None = None
+        """The trouble that the operator was told of; None: nothing yet, by this process."""
         self._stopping = False
         self._yielding = False
         self._tick_s = 0.0
@@ -144,12 +144,7 @@ class Process:
         orders = workers.Orders.read(self._shared.orders)
         if orders is None:
             return
-        logs.set_level(orders.log_level, orders.log_format)
-        self._exchange_config = replace(
-            self._exchange_config,
-            symbols=orders.symbols,
-            canonical_symbols=orders.canonical_symbols,
-        )
+        self._exchange_config = orders.obey(self._exchange_config)
         self._canonical.follow(self._exchange_config)
         if self._backfill is not None:
             self._backfill.follow(orders.symbols)
@@ -321,7 +316,7 @@ class Process:
             return
         if trouble:
             self._log.warning("delivery waits", reason=trouble)
-        else:
+        elif self._note:
             self._log.info("delivery goes on")
         self._note = trouble
         workers.tell(self._shared.serializer_note, {"trouble": trouble}, self._log)

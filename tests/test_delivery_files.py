@@ -83,9 +83,7 @@ def test_a_serializer_that_dies_before_it_looked_at_a_quiet_symbols_tail_looks_l
         sim.fault("rest-5xx", 1.0)
         sim.fault("refuse-connections", False)
         feedmono.wait(lambda s: s[0]["ring_used_bytes"] == 0 and s[0]["subscribed"] == 1)
-        victim = feedmono.of("binance")["serializer_pid"]
-        os.kill(victim, signal.SIGKILL)
-        feedmono.wait_replaced("binance", "serializer", victim)
+        feedmono.kill_worker("binance", "serializer")
         sim.fault("rest-5xx", False)
         wait_complete(feedmono, sim)
         assert feedmono.stop() == 0
@@ -154,10 +152,7 @@ def test_kills_of_every_process_leave_no_hole_and_double_nothing(
                 feedmono.start()
                 continue
             role = ("reader", "serializer")[n % 2]
-            victim = feedmono.of("binance")[f"{role}_pid"]
-            if victim:
-                os.kill(victim, signal.SIGKILL)
-                feedmono.wait_replaced("binance", role, victim)
+            feedmono.kill_worker("binance", role)
         sim.fault("cut", False)
         sim.fault("pause")
         wait_complete(feedmono, sim)

@@ -271,6 +271,8 @@ def test_ids_that_came_alone_are_bounded() -> None:
         (("2688", "1"), ("2688.0", "1.00")),
         (("1e-7", "100"), ("0.0000001", "1E+2")),
         (("0.0", "0"), ("0", "0.000")),
+        (("1.50e3", "1.5E+3"), ("1500", "1500.0")),
+        (("1.25e-2", "0"), ("0.01250", "0")),
     ],
 )
 def test_a_mark_does_not_mind_how_a_decimal_is_written(
@@ -283,6 +285,11 @@ def test_a_mark_does_not_mind_how_a_decimal_is_written(
     assert len(marks) == 1
 
 
+def test_of_a_new_hole_nothing_was_asked_or_proved() -> None:
+    (hole,) = made(5, 9).holes
+    assert (hole.tries, hole.proofs, hole.proved_us, hole.due_s) == (0, 0, 0, 0.0)
+
+
 def test_a_mark_tells_other_figures_apart() -> None:
     plain = trade(1)._replace(price="100", quantity="10")
     others = [
@@ -291,5 +298,6 @@ def test_a_mark_tells_other_figures_apart() -> None:
         plain._replace(quantity="1"),
         plain._replace(quantity="10.01"),
         plain._replace(side=SELL),
+        *(plain._replace(price=f"0.{'1' * 40}{last}") for last in "123"),
     ]
-    assert len({mark_of(other) for other in (plain, *others)}) == 6
+    assert len({mark_of(other) for other in (plain, *others)}) == 9

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from feedmono.delivery import ids as arithmetic
 from feedmono.delivery.ids import EPOCH_US, MAX_HOLES
-from feedmono.delivery.seen import EXCHANGE, RESTART, Seen
+from feedmono.delivery.seen import EXCHANGE, RESTART, UNSUBSCRIBED, Counts, Seen
 from feedmono.trade import BACKFILL, BUY, SNAPSHOT, STREAM, Trade
 
 START_US = 1_700_000_000_000_000
@@ -348,3 +348,78 @@ def test_trades_are_counted_by_how_they_came() -> None:
         1,
         3,
     )
+
+
+def test_symbols_whose_holes_change_are_told_and_no_others() -> None:
+    seen_ids = SeenIds()
+    told = []
+    for trade_id in (1, 2, 5, 6, 3, 4, 7):
+        seen_ids.admit(trades(trade_id))
+        told.append(sorted(seen_ids.touched))
+        seen_ids.touched.clear()
+    touched = ["BTC/USD"]
+    assert told == [[], [], touched, [], touched, touched, []]
+
+
+def test_what_was_counted_is_told_once() -> None:
+    seen_ids = SeenIds()
+    for trade_id in (1, 5, 4):
+        seen_ids.admit(trades(trade_id))
+    seen_ids.admit(trades(2), BACKFILL)
+    assert seen_ids.take_counts() == Counts(found=1, found_trades=3, backfilled=1, late=1)
+    assert seen_ids.take_counts() == Counts(0, 0, 0, 0)
+
+
+def test_a_hole_over_a_time_in_which_nobody_wanted_the_symbol_is_laid_to_that() -> None:
+    seen_ids = SeenIds()
+    seen_ids.admit(trades(1), STREAM, 10)
+    seen_ids.happened("ring full", 11)
+    seen_ids.unsubscribed("BTC/USD", 12)
+    seen_ids.admit(trades(3), STREAM, 20)
+    seen_ids.happened("ring full", 21)
+    seen_ids.admit(trades(5), STREAM, 30)
+    seen_ids.unsubscribed("ETH/USD", 31)
+    seen_ids.admit(trades(7), STREAM, 40)
+    causes = [hole.cause for hole in seen_ids.symbols["BTC/USD"].holes]
+    assert causes == [UNSUBSCRIBED, "ring full", EXCHANGE]
+
+
+@pytest.mark.parametrize(("at", "cause"), [(9, EXCHANGE), (10, EXCHANGE), (11, "ring full")])
+def test_what_happened_up_to_the_last_trade_is_no_cause(at: int, cause: str) -> None:
+    seen_ids = SeenIds()
+    seen_ids.admit(trades(1), STREAM, 10)
+    seen_ids.happened("ring full", at)
+    seen_ids.admit(trades(3), STREAM, 20)
+    assert [hole.cause for hole in seen_ids.symbols["BTC/USD"].holes] == [cause]
+
+
+@pytest.mark.parametrize(("at", "cause"), [(10, EXCHANGE), (11, UNSUBSCRIBED)])
+def test_an_end_of_the_subscription_up_to_the_last_trade_is_no_cause(at: int, cause: str) -> None:
+    seen_ids = SeenIds()
+    seen_ids.admit(trades(1), STREAM, 10)
+    seen_ids.unsubscribed("BTC/USD", at)
+    seen_ids.admit(trades(3), STREAM, 20)
+    assert [hole.cause for hole in seen_ids.symbols["BTC/USD"].holes] == [cause]
+
+
+def test_a_frame_has_the_cause_of_its_first_hole() -> None:
+    seen_ids = SeenIds()
+    seen_ids.admit(trades(1), STREAM, 10)
+    seen_ids.happened("ring full", 11)
+    seen_ids.admit((*trades(3), *trades(1, symbol="ETH/USD")), STREAM, 20)
+    assert seen_ids.cause == "ring full"
+    seen_ids.admit((*trades(4), *trades(3, symbol="ETH/USD")), STREAM, 30)
+    assert seen_ids.cause == EXCHANGE
+    seen_ids.admit((*trades(5), *trades(4, symbol="ETH/USD")), STREAM, 40)
+    assert seen_ids.cause == ""
+
+
+def test_a_delivery_that_failed_is_counted_and_told() -> None:
+    seen_ids = SeenIds()
+    seen_ids.admit(trades(1, 2, 3))
+    seen_ids.miss(trades(2)[0], "dead", 5)
+    assert seen_ids.touched == {"BTC/USD"}
+    assert seen_ids.take_counts() == Counts(found=1, found_trades=1, backfilled=0, late=0)
+    (hole,) = seen_ids.symbols["BTC/USD"].holes
+    assert (hole.first_id, hole.last_id, hole.cause, hole.opened_us) == (2, 2, "dead", 5)
+    assert admitted(seen_ids, 2) == [2]

@@ -208,6 +208,23 @@ class Ids:
 
     # --- adding
 
+    def is_next(self, trade: Trade) -> bool:
+        """Whether it simply continues the range, as nearly every trade does."""
+        return (
+            trade.trade_id == self.last_id + 1
+            and trade.time_us >= self.epoch_us
+            and not self.islands
+            and trade.trade_id not in self._strays
+        )
+
+    def follow(self, trade: Trade, sequence: int) -> None:
+        """Takes what `is_next`, as `add` would."""
+        self.last_id = trade.trade_id
+        self.last = trade
+        self.sequence = sequence
+        if trade.time_us > self.newest_us:  # noqa: PLR1730  max() would cost more
+            self.newest_us = trade.time_us
+
     def add(
         self, trade: Trade, origin: int, cause: str, now_us: int, max_trades: int, sequence: int
     ) -> Outcome:

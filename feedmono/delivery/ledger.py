@@ -16,7 +16,7 @@ import contextlib
 import json
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,7 +78,8 @@ class Ledger:
         self._place = content.place
         self._elsewhere = content.elsewhere
         self._rings = dict(content.rings)
-        self._dirty: set[str] = set()
+        self.changed: set[str] = set()
+        """Symbols with changes since the last commit."""
         self._inserted = _TRIM_EVERY
 
     def position(self, ring: int) -> int | None:
@@ -109,7 +110,7 @@ class Ledger:
     @property
     def dirty(self) -> bool:
         """Whether something changed since the last commit."""
-        return bool(self._dirty)
+        return bool(self.changed)
 
     # --- what was delivered, in memory until the next commit
 
@@ -123,27 +124,17 @@ class Ledger:
         sequence: int,
     ) -> None:
         """The sink has acknowledged these trades of one frame. Arguments as of `Ids.add`."""
-        symbols, dirty = self.symbols, self._dirty
+        symbols, changed = self.symbols, self.changed
         for trade in sorted(trades, key=_trade_id) if len(trades) > 1 else trades:
             symbol = trade.symbol
             ids = symbols.get(symbol)
-            dirty.add(symbol)
-            # Nearly every trade has the next id.
-            if (
-                ids is not None
-                and trade.trade_id == ids.last_id + 1
-                and trade.time_us >= ids.epoch_us
-                and not ids.islands
-            ):
-                ids.last_id += 1
-                ids.last = trade
-                ids.sequence = sequence
-                if trade.time_us > ids.newest_us:  # noqa: PLR1730  max() would cost more
-                    ids.newest_us = trade.time_us
-            elif ids is None:
+            changed.add(symbol)
+            if ids is None:
                 symbols[symbol] = ids = Ids(trade)
                 ids.changes = None
                 ids.sequence = sequence
+            elif ids.is_next(trade):
+                ids.follow(trade, sequence)
             else:
                 ids.add(trade, origin, cause, now_us, max_trades, sequence)
 
@@ -151,7 +142,7 @@ class Ledger:
         """A trade's delivery has failed for good. Arguments as of `Ids.miss`."""
         if (ids := self.symbols.get(symbol)) is not None:
             ids.miss(trade_id, cause, now_us, time_us)
-            self._dirty.add(symbol)
+            self.changed.add(symbol)
 
     def prove(
         self, symbol: str, first_id: int, last_id: int, now_us: int, confirm_after_us: int
@@ -159,19 +150,19 @@ class Ledger:
         """As `Ids.prove`."""
         if (ids := self.symbols.get(symbol)) is not None:
             ids.prove(first_id, last_id, now_us, confirm_after_us)
-            self._dirty.add(symbol)
+            self.changed.add(symbol)
 
     def tried(self, symbol: str, first_id: int, last_id: int, tries: int) -> None:
         """As `Ids.tried`."""
         if (ids := self.symbols.get(symbol)) is not None:
             ids.tried(first_id, last_id, tries)
-            self._dirty.add(symbol)
+            self.changed.add(symbol)
 
     def give_up(self, symbol: str, first_id: int, last_id: int) -> None:
         """As `Ids.give_up`."""
         if (ids := self.symbols.get(symbol)) is not None:
             ids.give_up(first_id, last_id)
-            self._dirty.add(symbol)
+            self.changed.add(symbol)
 
     # --- the transaction
 
@@ -192,13 +183,11 @@ class Ledger:
         sequence = max(self.sequence, sequence)
         if self._files is None or self._look_at_files() != self._files:
             self._check_files()
-        connection = self._connection
         elsewhere = self._elsewhere
         if place != self._place:
             elsewhere = self._marks_left_behind(place)
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-            for symbol in self._dirty:
+        with self._transaction() as connection:
+            for symbol in self.changed:
                 self._write(symbol, self.symbols[symbol], now_us)
             rings = {**self._rings, ring: position} if ring >= 0 else self._rings
             connection.executemany("INSERT OR REPLACE INTO rings VALUES (?, ?)", rings.items())
@@ -212,14 +201,7 @@ class Ledger:
             connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
             if self._inserted >= _TRIM_EVERY:
                 self._trim()
-            connection.execute("COMMIT")
-        except (sqlite3.Error, OSError) as error:
-            with contextlib.suppress(sqlite3.Error):
-                connection.execute("ROLLBACK")
-            if type(error) is sqlite3.DatabaseError:
-                self._write_anew(str(error))
-            raise LedgerError(f"{self._path} can't be written: {error}") from error
-        changed, self._dirty = self._dirty, set()
+        changed, self.changed = self.changed, set()
         for symbol in changed:
             ids = self.symbols[symbol]
             ids.changes = {}
@@ -235,6 +217,24 @@ class Ledger:
         self._place = place
         self._elsewhere = elsewhere
         return changed
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """What the block writes is in the file for good after it, or none of it.
+
+        :raises LedgerError: none of it is; a damaged file was replaced by one of what is known.
+        """
+        connection = self._connection
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            yield connection
+            connection.execute("COMMIT")
+        except (sqlite3.Error, OSError) as error:
+            with contextlib.suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+            if type(error) is sqlite3.DatabaseError:
+                self._write_anew(str(error))
+            raise LedgerError(f"{self._path} can't be written: {error}") from error
 
     def _look_at_files(self) -> _Files:
         wal = self._path.with_name(f"{self._path.name}-wal")
@@ -280,7 +280,7 @@ class Ledger:
         with contextlib.suppress(sqlite3.Error):
             self._connection.close()
         self._files = None
-        self._dirty = set(self.symbols)
+        self.changed = set(self.symbols)
         for ids in self.symbols.values():
             ids.changes = None
         if self._look_at_files().ledger.number is not None:

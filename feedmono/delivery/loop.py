@@ -26,10 +26,11 @@ from feedmono.counters import (
 )
 from feedmono.delivery.backfill import DEAD, Backfill, Settle
 from feedmono.delivery.coverage import News
+from feedmono.delivery.fast_path import Taken
 from feedmono.delivery.ledger import Ledger
 from feedmono.delivery.ledger_file import LedgerError
 from feedmono.delivery.lowest import Lowest
-from feedmono.delivery.normalizer import Normalizer, Taken
+from feedmono.delivery.normalizer import Normalizer
 from feedmono.delivery.seen import Seen
 from feedmono.ring_layout import Record
 from feedmono.sinks.base import Entry, Frame, Sink, SinkStats
@@ -257,26 +258,31 @@ class Delivery:
         outstanding = self._outstanding
         if not outstanding or outstanding[0].entry.end > end:
             return
-        deliver, max_trades, now_us = self._ledger.deliver, self._seen.max_trades, now_ns // 1000
+        ledger, max_trades, now_us = self._ledger, self._seen.max_trades, now_ns // 1000
         rare = bool(self._refused or self._deferred)
         latencies_us: list[int] = []
-        done = 0
-        entry = outstanding[0].entry
-        while outstanding and outstanding[0][0][0] <= end:
+        done = done_end = 0
+        while outstanding and outstanding[0].entry.end <= end:
+            if not rare:
+                # The hot path.
+                quick, quick_end, sequence = self._normalizer.fast_path.deliver(
+                    outstanding, end, ledger.symbols, ledger.changed, now_ns, latencies_us
+                )
+                if quick:
+                    done += quick
+                    done_end = quick_end
+                    self._sequence = max(self._sequence, sequence)
+                    continue
             entry, admitted, cause, settle = outstanding.popleft()
             done += 1
-            _, _, sequence, received_ns, origin = entry[1]
-            if sequence > self._sequence:  # noqa: PLR1730  max() would cost more
-                self._sequence = sequence
+            done_end = entry.end
+            _, _, sequence, received_ns, origin = entry.frame
+            self._sequence = max(self._sequence, sequence)
             if admitted:
-                deliver(admitted, origin, cause, now_us, max_trades, sequence)
-                latency_us = (now_ns - received_ns) // 1000
-                if len(entry[3]) == 1:
-                    latencies_us.append(latency_us)
-                else:
-                    latencies_us += (latency_us,) * len(entry[3])
+                ledger.deliver(admitted, origin, cause, now_us, max_trades, sequence)
+                latencies_us += ((now_ns - received_ns) // 1000,) * len(entry.trades)
             for tell in settle:
-                tell(self._ledger)
+                tell(ledger)
             if rare:
                 for index in self._refused.pop(entry.end, ()):
                     self._miss(admitted[index], now_us)
@@ -290,7 +296,7 @@ class Delivery:
         if self._uncommitted < _COMMIT_SOON_RECORDS <= self._uncommitted + done:
             self._commit_due_s = min(self._commit_due_s, now_s + _COMMIT_SOON_S)
         self._uncommitted += done
-        self._acknowledged = entry.end - self._base
+        self._acknowledged = done_end - self._base
 
     def _note_refused(self) -> None:
         refused = self._sink.refused

@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from feedmono import messages, ring
 from feedmono.avro import TradeEncoder
 from feedmono.counters import Counters, Field, Histogram
 from feedmono.delivery.backfill import DEAD, Backfill, Settle
+from feedmono.delivery.fast_path import Taken, fast_path
 from feedmono.delivery.ledger import Ledger
 from feedmono.delivery.seen import Seen
 from feedmono.exchanges.base import Decoded, Exchange, Undecodable
@@ -28,23 +28,8 @@ from feedmono.trade import BACKFILL, SNAPSHOT, STREAM, EncodedTrade, Trade
 
 _REASON_CHARS = 500
 
-_new = tuple.__new__
-
 DAMAGE = "damage"
 """The cause of a hole over a damaged part of the ring."""
-
-
-class Taken(NamedTuple):
-    """What became of a ring record."""
-
-    entry: Entry
-    """For the sink."""
-    trades: Sequence[Trade] = ()
-    """Those of `entry`, in its order; behind them those that could not be normalized."""
-    cause: str = ""
-    """Of the holes that they opened."""
-    settle: Sequence[Settle] = ()
-    """What else the ledger is to be told once the entry is acknowledged."""
 
 
 class Normalizer:
@@ -66,6 +51,8 @@ class Normalizer:
         """From the exchange's stamp to the socket; whoever takes it sets it back."""
         self._log = log
         self._encoder = TradeEncoder(exchange.name)
+        self.fast_path = fast_path(exchange.decode, self._encoder.encode)
+        """For what this hands on, too."""
         self._seen = seen
         self._backfill = backfill
         self._flaw = ""
@@ -73,49 +60,28 @@ class Normalizer:
         """Connections and symbols whose subscription there has ended: what such a connection
         still brings of the symbol is not wanted."""
 
-    def take_all(self, records: Sequence[Record], base: int, now_ns: int) -> list[Taken]:
+    def take_all(self, records: list[Record], base: int, now_ns: int) -> list[Taken]:
         """`take` for each of *records*, whose ends count from *base*."""
-        # The hot path: nearly every record is a frame with one trade of the stream that has the
-        # next id of its symbol. Everything else goes through `take`, one by one; what is counted
-        # is counted for all of them at once.
-        names, symbols, gone = self._canonical.names, self._seen.symbols, self._gone
-        decode, encode = self._exchange.decode, self._encoder.encode
+        # The hot path; what is counted is counted for all of them at once.
+        names, symbols = self._canonical.names, self._seen.symbols
         now_ms = now_ns // 1_000_000
         latencies_us: list[int] = []
         taken: list[Taken] = []
-        for record in records:
-            behind, sequence, received_ns, connection, kind, flags, payload = record
-            end = base + behind
-            if kind != FRAME or flags or gone:
-                taken.append(self.take(record, end, now_ns))
-                gone = self._gone
-                continue
-            try:
-                decoded = decode(payload)
-                trades, origin, problems = decoded
-                if len(trades) != 1 or problems or origin != STREAM:
-                    taken.append(self._take(decoded, record, end, now_ns))
-                    continue
-                trade = trades[0]
-                symbol, trade_id, time_us = trade[0], trade[1], trade[5]
-                ids = symbols[symbol]
-                if trade_id != ids.last_id + 1 or time_us < ids.epoch_us or ids.islands:
-                    taken.append(self._take(decoded, record, end, now_ns))
-                    continue
-                encoded = encode(trades, names, STREAM, received_ns, sequence, now_ms)
-            except (Undecodable, ValueError, KeyError):
-                # Unreadable, of a new symbol, or nothing to encode: `take` finds out which.
-                taken.append(self.take(record, end, now_ns))
-                continue
-            ids.last_id = trade_id
-            ids.last = trade
-            ids.sequence = sequence
-            if time_us > ids.newest_us:  # noqa: PLR1730  max() would cost more
-                ids.newest_us = time_us
-            latencies_us.append(received_ns // 1000 - time_us)
-            frame = _new(Frame, (payload, connection, sequence, received_ns, STREAM))
-            entry = _new(Entry, (end, frame, symbol, encoded, None))
-            taken.append(_new(Taken, (entry, trades, "", ())))
+        at = 0
+        while at < len(records):
+            decoded = None
+            if not self._gone:
+                at, decoded = self.fast_path.take(
+                    records, at, base, names, symbols, now_ms, taken, latencies_us
+                )
+                if at == len(records):
+                    break
+            record = records[at]
+            at += 1
+            if decoded is None:
+                taken.append(self.take(record, base + record.end, now_ns))
+            else:
+                taken.append(self._take(decoded, record, base + record.end, now_ns))
         if latencies_us:
             self._counters.add(Field.TRADES, len(latencies_us))
             last = next(item.entry for item in reversed(taken) if item.entry.trades)

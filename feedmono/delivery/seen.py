@@ -90,23 +90,6 @@ class Seen:
     ) -> Sequence[Trade]:
         """Those of a frame's *trades* that are new, in their order, each once; they count as
         seen from now on. *trades* itself if all are new."""
-        # Nearly every frame is one trade with the next id: 0.2 µs.
-        if len(trades) == 1:
-            trade = trades[0]
-            ids = self.symbols.get(trade.symbol)
-            if (
-                ids is not None
-                and trade.trade_id == ids.last_id + 1
-                and trade.time_us >= ids.epoch_us
-                and not ids.islands
-            ):
-                ids.last_id += 1
-                ids.last = trade
-                ids.sequence = sequence
-                # max() would cost 0.05 µs more.
-                if trade.time_us > ids.newest_us:  # noqa: PLR1730
-                    ids.newest_us = trade.time_us
-                return trades
         self.cause = ""
         # In the order of ids, so that the lowest of a symbol's first frame begins its range, and
         # a frame's own trades leave no holes between them.
@@ -123,6 +106,9 @@ class Seen:
         if ids is None:
             self.symbols[symbol] = ids = Ids(trade)
             ids.sequence = sequence
+            return True
+        if origin != BACKFILL and ids.is_next(trade):
+            ids.follow(trade, sequence)
             return True
         cause = self._cause(symbol, ids.sequence)
         found, found_trades, folded = ids.found, ids.found_trades, ids.folded

@@ -1,4 +1,4 @@
-/* The extension module feedmono.native._native: the hot loops of frames.c and trades.c. */
+/* The extension module feedmono.native._native: the hot loops of the other files. */
 
 #include "parts.h"
 
@@ -7,7 +7,9 @@ add_parts(PyObject *module)
 {
     if (feedmono_add_frames(module) < 0)
         return -1;
-    return feedmono_add_trades(module);
+    if (feedmono_add_trades(module) < 0)
+        return -1;
+    return feedmono_add_fast_path(module);
 }
 
 static PyModuleDef_Slot slots[] = {

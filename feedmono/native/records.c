@@ -104,15 +104,6 @@ static int text_of(PyObject *object, const char **text, Py_ssize_t *size)
     return 1;
 }
 
-static int integer_of(PyObject *object, int64_t *value)
-{
-    int overflow;
-    if (!PyLong_CheckExact(object))
-        return 0;
-    *value = PyLong_AsLongLongAndOverflow(object, &overflow);
-    return !overflow;
-}
-
 /* A number of the trade or of its frame. */
 static int number_of(const Source *source, int value, int64_t *number)
 {

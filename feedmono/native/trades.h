@@ -1,4 +1,4 @@
-/* What trades.c and records.c share.
+/* What trades.c, records.c and fast_path.c share.
 
    Each has a type with a twin in Python, whose result is the same for the same input. Each does
    what looks exactly as always, and hands anything unusual, whole, to its twin, which decides
@@ -43,6 +43,16 @@ static inline int index_of(const char *name, const char *const *names, size_t co
             return (int)i;
     PyErr_Format(PyExc_ValueError, "%s is not known here", name);
     return -1;
+}
+
+/* Whether it is a whole number of 64 bits, and which. */
+static inline int integer_of(PyObject *object, int64_t *value)
+{
+    int overflow;
+    if (!PyLong_CheckExact(object))
+        return 0;
+    *value = PyLong_AsLongLongAndOverflow(object, &overflow);
+    return !overflow;
 }
 
 static inline int is_digit(char c)

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from bench import stages
-from bench.stages import FRAMES, NATIVE, PLAIN, STAGES, WHOLE
+from bench.stages import FRAMES, NATIVE, PLAIN, STAGES, TAKE, WHOLE
 from bench.tables import Table, columns
 
 RECORDED = Path(__file__).with_name("instructions.json")
@@ -25,8 +25,8 @@ _LIMIT_S = 600.0
 _TOTALS = re.compile(r"^(?:totals|summary): (\d+)", re.MULTILINE)
 # Between two stages the data of the next are made: these parts are left out.
 _BETWEEN = len(STAGES) - 1
-_REST = "of it: entries, hand-over, acknowledgement"
-_PARTS = ("ring read", "decode", "admit", "encode")
+_REST = "of it: hand-over, acknowledgement"
+_PARTS = ("ring read", TAKE)
 
 Counts = Mapping[str, float]
 """Instructions per trade by stage."""

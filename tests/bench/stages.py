@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 NATIVE, PLAIN = "native", "plain"
 FRAMES = 2000
 WHOLE = "ring to acknowledgement, null sink"
-STAGES = ("cut", "ring append", "ring read", "decode", "admit", "encode", WHOLE)
+TAKE = "take: decode, is it the next?, encode"
+STAGES = ("cut", "ring append", "ring read", "decode", "encode", TAKE, WHOLE)
 
 _SYMBOLS = ("BTCUSDT", "ETHUSDT", "BNBUSDT", "SOLUSDT", "XRPUSDT")
 _CHUNK_BYTES = 64 << 10
@@ -60,7 +61,8 @@ class Bench:
         # After the twin was chosen.
         from feedmono import ring  # noqa: PLC0415
         from feedmono.avro import TradeEncoder  # noqa: PLC0415
-        from feedmono.delivery.seen import Seen  # noqa: PLC0415
+        from feedmono.delivery.fast_path import fast_path  # noqa: PLC0415
+        from feedmono.delivery.ids import Ids  # noqa: PLC0415
         from feedmono.exchanges import load  # noqa: PLC0415
         from feedmono.network.framing import FrameCutter  # noqa: PLC0415
         from feedmono.simulator.websocket import TEXT, frame  # noqa: PLC0415
@@ -74,7 +76,8 @@ class Bench:
         self._exchange = load("binance")
         self._encoder = TradeEncoder("binance")
         self._canonical = {symbol: f"{symbol[:-4]}/USDT" for symbol in _SYMBOLS}
-        self._seen = Seen({}, 1000)
+        self._fast_path = fast_path(self._exchange.decode, self._encoder.encode)
+        self._ids_of = Ids
         self._whole = whole(folder, self._reader, self._canonical)
 
     def run(self, first_id: int) -> Iterator[None]:
@@ -93,20 +96,21 @@ class Bench:
         decode = self._exchange.decode
         decoded = [decode(record.payload) for record in records]
         yield
-        admit = self._seen.admit
-        admitted = [
-            admit(d.trades, 0, r.sequence, _NOW_NS // 1000)
-            for d, r in zip(decoded, records, strict=True)
-        ]
-        yield
         encode, names = self._encoder.encode, self._canonical
         now_ms = _NOW_NS // 1_000_000
         encoded = [
-            encode(trades, names, 0, _NOW_NS, record.sequence, now_ms)
-            for trades, record in zip(admitted, records, strict=True)
+            encode(d.trades, names, 0, _NOW_NS, record.sequence, now_ms)
+            for d, record in zip(decoded, records, strict=True)
         ]
+        firsts = [d.trades[0] for d in decoded[: len(_SYMBOLS)]]
+        ids = {
+            first.symbol: self._ids_of(first._replace(trade_id=first.trade_id - 1))
+            for first in firsts
+        }
         yield
-        assert len(payloads) == len(records) == sum(map(len, encoded)) == FRAMES
+        end, _ = self._fast_path.take(records, 0, 0, names, ids, now_ms, [], [])
+        yield
+        assert len(payloads) == len(records) == sum(map(len, encoded)) == end == FRAMES
         self._reader.acknowledge(self._reader.position)
 
     def run_whole(self, first_id: int) -> Iterator[None]:
