@@ -22,6 +22,7 @@ from feedmono import log as logs
 from feedmono.config import Config, ConfigError, Loaded
 
 _MAX_EXAMPLES = 1000
+_LOAD_LIMIT_S = 30.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -233,9 +234,31 @@ def _loader(
         if needed and not path.is_file():
             allowed = "the file that was read at the start; with nothing in it, all is the default"
             raise ConfigError([configuration.Mistake(str(path), "no such file", allowed)])
-        return _load(args, overrides).config
+        return _load_apart(args, overrides)
 
     return load
+
+
+def _load_apart(args: argparse.Namespace, overrides: Mapping[str, str] | None) -> Config:
+    """What `_load` gives, loaded in a process of its own: pyhocon and pyparsing take 7 MiB, which
+    would stay in each worker."""
+    from feedmono import apart  # noqa: PLC0415
+
+    def load() -> Config | list[configuration.Mistake]:
+        try:
+            return _load(args, overrides).config
+        except ConfigError as error:
+            return error.mistakes
+
+    try:
+        loaded: Config | list[configuration.Mistake]
+        loaded = apart.call("configuration", load, _LOAD_LIMIT_S)
+    except apart.Failed as error:
+        mistake = configuration.Mistake("the configuration", str(error), "that it can be loaded")
+        raise ConfigError([mistake]) from error
+    if isinstance(loaded, list):
+        raise ConfigError(loaded)
+    return loaded
 
 
 def _capture(load: Callable[[], Config], for_s: float | None) -> int:

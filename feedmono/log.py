@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import select
+import sys
 import time
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, replace
@@ -145,8 +146,7 @@ def configure(
     :param terminal: whoever reads *fd* shows it in a terminal: colours, and no date.
     :param events: the ``state_dir`` whose file of recent events gets all of ``info`` and above.
     """
-    import structlog  # noqa: PLC0415  0.2 s, which commands that log nothing need not wait for
-
+    structlog = _structlog()
     target_fd = _STDERR_FD if fd is None else fd
     terminal = terminal or os.isatty(target_fd)
     journal = _is_journal(target_fd)
@@ -181,32 +181,43 @@ def close() -> None:
     _outlet.tell_all()
 
 
+@functools.cache
+def _structlog() -> Any:
+    """The library, loaded when it is needed: that takes 0.2 s. It would load rich as well, for
+    tracebacks that are not shown here: 4 MiB in each process."""
+    hides = "rich" not in sys.modules
+    if hides:
+        sys.modules["rich"] = None  # type: ignore[assignment]
+    try:
+        import structlog  # noqa: PLC0415
+    finally:
+        if hides:
+            del sys.modules["rich"]
+    return structlog
+
+
 def get(**fields: object) -> Log:
     """A logger with these fields on each of its lines."""
-    import structlog  # noqa: PLC0415  as above
-
+    structlog = _structlog()
     return Log(structlog.get_logger().bind(**fields))
 
 
 def _wanted(_: object, level: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
-    import structlog  # noqa: PLC0415  as above
-
+    structlog = _structlog()
     if not _outlet.wants(level, event):
         raise structlog.DropEvent
     return event
 
 
 def _taken(_: object, level: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
-    import structlog  # noqa: PLC0415  as above
-
+    structlog = _structlog()
     _outlet.take(level, event)
     raise structlog.DropEvent  # there is no logger behind
 
 
 @functools.cache
 def _text_renderer(*, colors: bool) -> Any:
-    import structlog  # noqa: PLC0415  as above
-
+    structlog = _structlog()
     return structlog.dev.ConsoleRenderer(
         0,  # nothing stands in columns
         colors=colors,

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import setproctitle
 
-from feedmono.config import Config
+from feedmono import log as logs
+from feedmono.config import Config, ExchangeConfig
 from feedmono.log import Log
 
 _PR_SET_PDEATHSIG = 1
@@ -127,6 +128,11 @@ class Orders:
             return None if content is None else cls(**content)._settled()  # type: ignore[arg-type]
         except TypeError:
             return None
+
+    def obey(self, config: ExchangeConfig) -> ExchangeConfig:
+        """Has this process log as ordered; *config* with the symbols as ordered."""
+        logs.set_level(self.log_level, self.log_format)
+        return replace(config, symbols=self.symbols, canonical_symbols=self.canonical_symbols)
 
     def _settled(self) -> Orders:
         return replace(self, symbols=tuple(self.symbols))

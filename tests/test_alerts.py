@@ -161,10 +161,8 @@ def trouble_with_the_exchange(scene: Scene) -> None:
 
 def trouble_with_the_processes(scene: Scene) -> None:
     for _ in range(4):
-        victim = scene.feedmono.of("binance")["serializer_pid"]
         before = scene.feedmono.of("binance")["delivered"]
-        os.kill(victim, signal.SIGKILL)
-        scene.feedmono.wait_replaced("binance", "serializer", victim)
+        scene.feedmono.kill_worker("binance", "serializer")
         scene.feedmono.wait_trades("binance", before + 1)
     scene.expect("FeedmonoRestarting")
 

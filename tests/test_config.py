@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from feedmono import exchanges, resources
 from feedmono.config import Config, ConfigError, Loaded, load
-from feedmono.config.keys import Key, keys
+from feedmono.config.keys import keys
 from feedmono.config.text import locate
 from feedmono.config.values import (
     CanonicalSymbols,
@@ -23,6 +23,7 @@ from feedmono.config.values import (
     EntriesKind,
     Folder,
     Host,
+    Key,
     Number,
     Servers,
     Size,

@@ -14,7 +14,8 @@ from feedmono import log, workers
 from feedmono.commands import table
 from feedmono.counters import BOUNDS_S, Counters, Field, Histogram, quantile
 from feedmono.supervision import display, snapshot
-from feedmono.supervision.snapshot import ExchangeStatus, Snapshot
+from feedmono.supervision.alarms import conditions
+from feedmono.supervision.snapshot import RESOURCES, ExchangeStatus, Snapshot, Tree
 
 
 def status(**fields: object) -> ExchangeStatus:
@@ -97,6 +98,37 @@ def test_budgets_show_target_actual_and_status_per_exchange_and_in_total() -> No
         "total CPU": "over",
         "total memory": "ok",
     }
+
+
+def test_a_resource_has_the_same_names_everywhere_and_keeps_them() -> None:
+    """Rules, dashboards and scripts of others go by them."""
+    names = {(r.name, r.total, r.used, r.budget, r.metric) for r in RESOURCES}
+    assert names >= {
+        ("cpu", "total_cpu", "cpu_cores", "cpu_budget_cores", "budget_cpu_cores"),
+        ("memory", "total_memory", "memory_bytes", "memory_budget_bytes", "budget_memory_bytes"),
+    }
+    told = json.loads(Snapshot(1, 2.0, 3.0, "files", (status(),)).to_json())
+    for resource in RESOURCES:
+        assert {resource.used, resource.budget} <= told["exchanges"][0].keys()
+        assert resource.used in told["tree"]
+
+
+def test_a_budget_that_is_exceeded_is_an_alarm_until_it_is_well_kept_again() -> None:
+    def found(share: float, lasting: frozenset[tuple[str, str]]) -> set[tuple[str, str, str]]:
+        e = status(cpu_cores=0.5 * share, memory_bytes=int((512 << 20) * share))
+        tree = Tree(e.cpu_cores, 9.0, e.memory_bytes, 9, 1024, 4)
+        return set(conditions(Snapshot(1, 2.0, 3.0, "files", (e,), tree), lasting))
+
+    over = found(1.5, frozenset())
+    assert over == {
+        ("cpu", "binance", "0.75 of 0.5 cores"),
+        ("memory", "binance", "768 MiB of 512 MiB"),
+        ("total_cpu", "", "0.75 of 0.5 cores in all"),
+        ("total_memory", "", "768 MiB of 512 MiB in all"),
+    }
+    lasting = frozenset((kind, exchange) for kind, exchange, _ in over)
+    assert [len(found(share, lasting)) for share in (0.95, 0.85)] == [4, 0]
+    assert not found(0.95, frozenset())
 
 
 def test_the_summary_is_a_line_for_each_exchange() -> None:

@@ -132,40 +132,42 @@ def _symbol(look: Look, symbol: str, ids: Ids) -> dict[str, object]:
         "newest": iso(ids.newest_us),
         "sequence": ids.sequence,
         "islands": list(ids.islands),
-        "holes": [
-            {
-                "first_id": hole.first_id,
-                "last_id": hole.last_id,
-                "ids": hole.size,
-                "state": _STATES[hole.state],
-                "cause": hole.cause,
-                "opened": iso(hole.opened_us),
-                "tries": hole.tries,
-            }
-            for hole in ids.holes
-        ],
-        "fills": [
-            {
-                "first_id": fill.first_id,
-                "last_id": fill.last_id,
-                "cause": fill.cause,
-                "opened": iso(fill.opened_us),
-                "filled": iso(fill.filled_us),
-                "origin": fill.origin,
-            }
-            for fill in look.fills
-            if fill.symbol == symbol
-        ],
-        "epochs": [
-            {
-                "epoch": epoch.epoch,
-                "epoch_began": iso(epoch.epoch_us),
-                "first_id": epoch.first_id,
-                "last_id": epoch.last_id,
-                "missing": epoch.missing,
-            }
-            for epoch in look.epochs.get(symbol, ())
-        ],
+        "holes": [_hole(hole) for hole in ids.holes],
+        "fills": [_fill(fill) for fill in look.fills if fill.symbol == symbol],
+        "epochs": [_epoch(epoch) for epoch in look.epochs.get(symbol, ())],
+    }
+
+
+def _hole(hole: Hole) -> dict[str, object]:
+    return {
+        "first_id": hole.first_id,
+        "last_id": hole.last_id,
+        "ids": hole.size,
+        "state": _STATES[hole.state],
+        "cause": hole.cause,
+        "opened": iso(hole.opened_us),
+        "tries": hole.tries,
+    }
+
+
+def _fill(fill: FillRow) -> dict[str, object]:
+    return {
+        "first_id": fill.first_id,
+        "last_id": fill.last_id,
+        "cause": fill.cause,
+        "opened": iso(fill.opened_us),
+        "filled": iso(fill.filled_us),
+        "origin": fill.origin,
+    }
+
+
+def _epoch(epoch: Epoch) -> dict[str, object]:
+    return {
+        "epoch": epoch.epoch,
+        "epoch_began": iso(epoch.epoch_us),
+        "first_id": epoch.first_id,
+        "last_id": epoch.last_id,
+        "missing": epoch.missing,
     }
 
 

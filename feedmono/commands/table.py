@@ -47,30 +47,19 @@ def render(state: Snapshot) -> Group:
 
 
 def budgets(state: Snapshot) -> Table:
-    """Target, actual and status of CPU and memory, per exchange and in total."""
+    """Target, actual and status of each resource, per exchange and in total."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("budget")
     table.add_column("target", justify="right")
     table.add_column("actual", justify="right")
     table.add_column("status")
-    rows = [
-        (e.name, e.cpu_budget_cores, e.cpu_cores, e.memory_budget_bytes, e.memory_bytes)
-        for e in state.exchanges
-    ]
-    targets_and_actual = [sum(column) for column in list(zip(*rows, strict=True))[1:]]
-    if rows:
-        cpu_target, cpu, memory_target, memory = targets_and_actual
-        # With the supervisor and whoever else belongs to the instance.
-        tree = state.tree
-        cpu, memory = (tree.cpu_cores, tree.memory_bytes) if tree.processes else (cpu, memory)
-        rows.append(("total", cpu_target, cpu, memory_target, memory))
-    for name, cpu_target, cpu, memory_target, memory in rows:
-        table.add_row(f"{name} CPU", f"{cpu_target:.2f}", f"{cpu:.3f}", _status(cpu, cpu_target))
+    rows = [(e.name, balance) for e in state.exchanges for balance in e.balances]
+    for name, balance in [*rows, *(("total", balance) for balance in state.balances)]:
         table.add_row(
-            f"{name} memory",
-            f"{memory_target / 2**20:,.0f} MiB",
-            f"{memory / 2**20:,.0f} MiB",
-            _status(memory, memory_target),
+            f"{name} {balance.resource.title}",
+            balance.target_text,
+            balance.actual_text,
+            _status(balance.actual, balance.target),
         )
     return table
 

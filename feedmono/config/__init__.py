@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from feedmono.config.budget import Budget
 from feedmono.config.layers import Value
 from feedmono.config.loading import DEFAULT_FILE, ConfigError, Loaded, load, read_block
 from feedmono.config.settings import (
     BackfillConfig,
-    Budget,
     Config,
     ConnectionsConfig,
     ExchangeConfig,

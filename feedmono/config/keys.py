@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
+from feedmono.config import budget
 from feedmono.config.values import (
     CanonicalSymbols,
     Choice,
     Duration,
     Folder,
     Host,
-    Kind,
-    Number,
+    Key,
     Properties,
     Servers,
     Size,
@@ -25,21 +24,10 @@ from feedmono.config.values import (
 from feedmono.log import FORMATS, LEVELS
 
 VARIABLE_PREFIX = "FEEDMONO_"
-CPU_ACTIONS = ("warn", "throttle")
 
 _KIB = 1024
-_MIB = 1024**2
 _GIB = 1024**3
 _TIB = 1024**4
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    name: str
-    """With the blocks around it: ``kafka.topic_prefix``."""
-    kind: Kind
-    variable: str = ""
-    """The environment variable that sets it; empty if there is none."""
 
 
 _COMPLETE = "it belongs to the promise that no trade is lost or doubled, so it can't be changed"
@@ -104,10 +92,7 @@ _PER_EXCHANGE = (
     Key("ws_url", Url(("wss", "ws"), bare=True), "WS_URL"),
     Key("rest_url", Url(("https", "http"), bare=True), "REST_URL"),
     Key("canonical_symbols", CanonicalSymbols(), "CANONICAL_SYMBOLS"),
-    Key("budget.cpu", Number(0.01, 1024), "CPU"),
-    Key("budget.cpu_action", Choice(CPU_ACTIONS), "CPU_ACTION"),
-    Key("budget.memory", Size(_MIB, _TIB), "MEMORY"),
-    Key("budget.memory_patience", Duration("1 s", "1 d"), "MEMORY_PATIENCE"),
+    *budget.KEYS.values(),
 )
 
 _SINKS = (

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from feedmono.config.keys import VARIABLE_PREFIX, Key
+from feedmono.config.keys import VARIABLE_PREFIX
 from feedmono.config.text import Source
-from feedmono.config.values import EntriesKind, Mistake, Wrong, describe, nearest
+from feedmono.config.values import EntriesKind, Key, Mistake, Wrong, describe, nearest
 
 DEFAULT = "default"
 """The origin of what no one set."""

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from feedmono import exchanges, resources
-from feedmono.config.keys import VARIABLE_PREFIX, Key, keys
+from feedmono.config import budget
+from feedmono.config.keys import VARIABLE_PREFIX, keys
 from feedmono.config.layers import DEFAULT, Layers, Value
 from feedmono.config.settings import (
     BackfillConfig,
-    Budget,
     Config,
     ConnectionsConfig,
     ExchangeConfig,
@@ -26,7 +26,7 @@ from feedmono.config.settings import (
     SamplesConfig,
 )
 from feedmono.config.text import Source, locate
-from feedmono.config.values import EntriesKind, Mistake
+from feedmono.config.values import EntriesKind, Key, Mistake
 
 _DEFAULT_NAME = "feedmono.conf"
 DEFAULT_FILE = os.path.join("etc", _DEFAULT_NAME)
@@ -310,10 +310,7 @@ def _exchange(layers: Layers, name: str) -> ExchangeConfig:
         ws_url=layers.value(f"{block}.ws_url"),
         rest_url=layers.value(f"{block}.rest_url"),
         canonical_symbols=layers.entries(f"{block}.canonical_symbols"),
-        budget=Budget(
-            cpu=layers.value(f"{block}.budget.cpu"),
-            cpu_action=layers.value(f"{block}.budget.cpu_action"),
-            memory_bytes=layers.value(f"{block}.budget.memory"),
-            memory_patience_s=layers.value(f"{block}.budget.memory_patience"),
+        budget=budget.Budget(
+            **{name: layers.value(f"{block}.{key.name}") for name, key in budget.KEYS.items()}
         ),
     )

@@ -6,18 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """What one exchange's reader and serializer together may use."""
-
-    cpu: float
-    """Cores."""
-    cpu_action: str
-    """``warn``, or ``throttle``: the serializer is slowed while the ring has room."""
-    memory_bytes: int
-    memory_patience_s: float
-    """How long more is borne before the larger of the two is restarted."""
+from feedmono.config.budget import Budget
 
 
 @dataclass(frozen=True, slots=True)

@@ -215,6 +215,15 @@ class Kind(ABC):
         return str(self.plain(value))
 
 
+@dataclass(frozen=True, slots=True)
+class Key:
+    name: str
+    """With the blocks around it: ``kafka.topic_prefix``."""
+    kind: Kind
+    variable: str = ""
+    """The environment variable that sets it; empty if there is none."""
+
+
 class EntriesKind(Kind):
     """A block of named values that the operator chooses. `parse` reads a whole one from the text
     of a variable."""

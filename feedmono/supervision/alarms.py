@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from feedmono.log import Log
-from feedmono.supervision.snapshot import Alarm, Disk, ExchangeStatus, Snapshot
+from feedmono.supervision.snapshot import CPU, Alarm, Disk, ExchangeStatus, Snapshot
 
 RING_SHARE = 0.5
 """A ring filled so far is worth an alarm."""
@@ -25,7 +25,7 @@ BEHIND_S = -0.1
 ahead."""
 AHEAD_S = 2.0
 """Longer than any way from the exchange: this clock is ahead."""
-CPU_KINDS = frozenset({"cpu", "total_cpu"})
+CPU_KINDS = frozenset({CPU.name, CPU.total})
 # Until what is above a limit counts as below it again.
 _CALM = 0.9
 
@@ -102,12 +102,11 @@ def _least(disk: Disk) -> float:
 
 def _of_exchange(e: ExchangeStatus) -> Iterator[tuple[str, float, float, str]]:
     """Kind, actual, limit and text of each thing that has a limit."""
-    cpu = f"{e.cpu_cores:.2f} of {e.cpu_budget_cores:g} cores"
-    if e.throttle < 1.0:
-        cpu += f", the serializer throttled to {e.throttle:.2f}"
-    yield "cpu", e.cpu_cores, e.cpu_budget_cores, cpu
-    memory = f"{_mib(e.memory_bytes)} of {_mib(e.memory_budget_bytes)}"
-    yield "memory", e.memory_bytes, e.memory_budget_bytes, memory
+    for balance in e.balances:
+        text = balance.alarm_text
+        if balance.resource is CPU and e.throttle < 1.0:
+            text += f", the serializer throttled to {e.throttle:.2f}"
+        yield balance.resource.name, balance.actual, balance.target, text
     ring = f"{_mib(e.ring_used_bytes)} of {_mib(e.ring_capacity_bytes)} wait to be delivered"
     yield "ring", e.ring_used_bytes, e.ring_capacity_bytes * RING_SHARE, ring
     if e.clock_offset_s is not None:
@@ -119,12 +118,10 @@ def _of_exchange(e: ExchangeStatus) -> Iterator[tuple[str, float, float, str]]:
 
 
 def _of_all(state: Snapshot) -> Iterator[tuple[str, float, float, str]]:
+    for balance in state.balances:
+        text = f"{balance.alarm_text} in all"
+        yield balance.resource.total, balance.actual, balance.target, text
     tree = state.tree
-    cpu = sum(e.cpu_budget_cores for e in state.exchanges)
-    yield "total_cpu", tree.cpu_cores, cpu, f"{tree.cpu_cores:.2f} of {cpu:g} cores in all"
-    memory = sum(e.memory_budget_bytes for e in state.exchanges)
-    text = f"{_mib(tree.memory_bytes)} of {_mib(memory)} in all"
-    yield "total_memory", tree.memory_bytes, memory, text
     files = f"{tree.open_files} of {tree.open_files_limit} open files"
     yield "files", tree.open_files, tree.open_files_limit * FILES_SHARE, files
 

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from feedmono import workers
 from feedmono.config import Config, ExchangeConfig
@@ -23,7 +24,7 @@ from feedmono.counters import (
 )
 from feedmono.ring import Ring
 from feedmono.supervision.processes import Usage, open_files_limit
-from feedmono.supervision.snapshot import ExchangeStatus, Tree, WorkerStatus
+from feedmono.supervision.snapshot import RESOURCES, ExchangeStatus, Tree, WorkerStatus
 
 # Rates and latencies are those of the last samples: long enough to be read, short enough to live.
 _SAMPLES = 10
@@ -128,10 +129,7 @@ class Sampler:
             delivery_p99_s=quantile(delivery, 0.99),
             ring_used_bytes=self._ring.used_bytes,
             ring_capacity_bytes=self._ring.capacity_bytes,
-            cpu_cores=sum(worker.cpu_cores for worker in statuses),
-            cpu_budget_cores=self.exchange.budget.cpu,
-            memory_bytes=sum(worker.memory_bytes for worker in statuses),
-            memory_budget_bytes=self.exchange.budget.memory_bytes,
+            **self._balances(statuses),
             reconnects=counters[Field.RECONNECTS],
             restarts=sum(sum(worker.restarts.values()) for worker in statuses),
             duplicates=counters[Field.DUPLICATES],
@@ -149,6 +147,11 @@ class Sampler:
             throttle=min((counters[Field.THROTTLE] or 1000) / 1000, 1.0),
             clock_offset_s=self._clock_offset_s(known),
         )
+
+    def _balances(self, statuses: Sequence[WorkerStatus]) -> dict[str, Any]:
+        """What is used of each resource, and what may be."""
+        used = {r.used: sum(getattr(worker, r.used) for worker in statuses) for r in RESOURCES}
+        return used | {r.budget: getattr(self.exchange.budget, r.setting) for r in RESOURCES}
 
     def _look(self, known: Workers, usages: Mapping[int, Usage]) -> tuple[_Sample, _Sample]:
         """What is counted and used by now, and what was when the time that is shown began."""

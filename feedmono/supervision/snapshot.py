@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from feedmono.supervision import statelock
 
@@ -19,6 +19,87 @@ SAMPLE_S = 1.0
 """How often one is taken."""
 # A status that is older is no status.
 _SILENT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """Something that the workers of an exchange have a budget of. Samples, alarms, metrics and
+    ``feedmono status`` go by `RESOURCES`; what else is done when too much of one is used is a rule
+    of `feedmono.supervision.budget`."""
+
+    name: str
+    """Of its alarm."""
+    title: str
+    setting: str
+    """How much of it may be used: the field of `feedmono.config.Budget`,"""
+    budget: str
+    """and of `ExchangeStatus`."""
+    used: str
+    """How much is: the field of `WorkerStatus`, `ExchangeStatus`, `Tree`."""
+    metric: str
+    """The gauge of the budget, without ``feedmono_``,"""
+    text: str
+    """and what it tells."""
+    unit: int
+    """How many make one in the texts: of `budget`, of `used`, and of both in an alarm."""
+    target_format: str
+    actual_format: str
+    alarm_format: str
+
+    @property
+    def total(self) -> str:
+        """Of the alarm of all processes."""
+        return f"total_{self.name}"
+
+
+CPU = Resource(
+    name="cpu",
+    title="CPU",
+    setting="cpu",
+    budget="cpu_budget_cores",
+    used="cpu_cores",
+    metric="budget_cpu_cores",
+    text="CPU that reader and serializer may use together.",
+    unit=1,
+    target_format="{:.2f}",
+    actual_format="{:.3f}",
+    alarm_format="{:.2f} of {:g} cores",
+)
+MEMORY = Resource(
+    name="memory",
+    title="memory",
+    setting="memory_bytes",
+    budget="memory_budget_bytes",
+    used="memory_bytes",
+    metric="budget_memory_bytes",
+    text="Private memory that reader and serializer may use together.",
+    unit=1 << 20,
+    target_format="{:,.0f} MiB",
+    actual_format="{:,.0f} MiB",
+    alarm_format="{:,.0f} MiB of {:,.0f} MiB",
+)
+RESOURCES: Final = (CPU, MEMORY)
+
+
+class Balance(NamedTuple):
+    """A budget, and what is used of it."""
+
+    resource: Resource
+    actual: float
+    target: float
+
+    @property
+    def target_text(self) -> str:
+        return self.resource.target_format.format(self.target / self.resource.unit)
+
+    @property
+    def actual_text(self) -> str:
+        return self.resource.actual_format.format(self.actual / self.resource.unit)
+
+    @property
+    def alarm_text(self) -> str:
+        unit = self.resource.unit
+        return self.resource.alarm_format.format(self.actual / unit, self.target / unit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +126,8 @@ class Alarm:
     """Something that an operator should know, for as long as it lasts."""
 
     kind: str
-    """``cpu``, ``memory``, ``total_cpu``, ``total_memory``, ``ring``, ``disk``, ``files``,
-    ``clock``, ``hung``."""
+    """A resource's name or `Resource.total`, or ``ring``, ``disk``, ``files``, ``clock``,
+    ``hung``."""
     exchange: str
     """Empty if it concerns all."""
     text: str
@@ -131,6 +212,11 @@ class ExchangeStatus:
     """The shortest time from the exchange's stamp to the socket, lately: how far this clock is
     ahead of the exchange's, and the way in it; negative: it is behind."""
 
+    @property
+    def balances(self) -> tuple[Balance, ...]:
+        """Of each resource, for both workers together."""
+        return tuple(Balance(r, getattr(self, r.used), getattr(self, r.budget)) for r in RESOURCES)
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -147,6 +233,22 @@ class Snapshot:
     http: str = ""
     """Where metrics, health and the page are served, such as ``http://127.0.0.1:9464``; empty
     while they are not."""
+
+    @property
+    def balances(self) -> tuple[Balance, ...]:
+        """All processes against the sum of the budgets; empty without an exchange."""
+        if not self.exchanges:
+            return ()
+        # With the supervisor and whoever else belongs to the instance, if that is known.
+        users = (self.tree,) if self.tree.processes else self.exchanges
+        return tuple(
+            Balance(
+                r,
+                sum(getattr(user, r.used) for user in users),
+                sum(getattr(exchange, r.budget) for exchange in self.exchanges),
+            )
+            for r in RESOURCES
+        )
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False)

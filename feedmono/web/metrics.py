@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from feedmono.counters import (
@@ -17,7 +18,7 @@ from feedmono.counters import (
     Field,
     Histogram,
 )
-from feedmono.supervision.snapshot import ExchangeStatus, Snapshot
+from feedmono.supervision.snapshot import RESOURCES, ExchangeStatus, Snapshot
 from feedmono.web.health import Health, SymbolHealth
 from feedmono.web.observer import ExchangeView, SymbolView, View
 
@@ -30,47 +31,10 @@ STATES = (
 """Of an exchange, as `ExchangeStatus.state` has them."""
 RESTART_REASONS = ("crashed", "hung", "memory", "ring", "reload")
 BUDGET_ACTS = ("cpu warn", "cpu throttle", "memory restart")
-EXCHANGE_ALARMS = ("cpu", "memory", "ring", "clock", "hung")
-COMMON_ALARMS = ("total_cpu", "total_memory", "disk", "files")
+EXCHANGE_ALARMS = (*(r.name for r in RESOURCES), "ring", "clock", "hung")
+COMMON_ALARMS = (*(r.total for r in RESOURCES), "disk", "files")
 _ROLES = ("reader", "serializer")
 
-_COUNTERS = {
-    "frames": (Field.FRAMES, "Messages of the exchange that went into the ring."),
-    "bytes": (Field.BYTES, "Bytes off the sockets."),
-    "trades": (Field.TRADES, "Trades handed to the sink."),
-    "delivered_trades": (Field.DELIVERED_TRADES, "Trades that the sink acknowledged."),
-    "duplicates_dropped": (Field.DUPLICATES, "Trades dropped because they were known already."),
-    "dead_letters": (Field.DEAD_LETTERS, "Messages that can never be stored as they are."),
-    "ring_full": (Field.RING_FULL, "How often a connection found the ring full and stopped."),
-    "lost_frames": (Field.LOST_FRAMES, "Messages received that found no room in the ring."),
-    "unknown_messages": (Field.UNKNOWN_MESSAGES, "Messages of a kind that is not known."),
-    "rotations": (Field.ROTATIONS, "Connections replaced while they worked."),
-    "gaps": (Field.HOLES, "Gaps in a symbol's trade ids that were found."),
-    "gap_trades": (Field.HOLE_TRADES, "Trade ids in the gaps that were found."),
-    "backfilled_trades": (Field.BACKFILLED, "Trades of gaps that REST gave."),
-    "late_trades": (Field.LATE, "Trades of gaps that came late on the stream."),
-    "pages": (Field.PAGES, "Pages of past trades fetched by REST."),
-    "pages_failed": (Field.PAGES_FAILED, "Requests for pages of past trades that brought none."),
-    "pages_refused": (Field.PAGES_REFUSED, "Pages that could not be what was asked for."),
-    "damaged_records": (Field.DAMAGED_RECORDS, "Places of the ring that could not be read."),
-    "ledger_errors": (Field.LEDGER_ERRORS, "Commits of the ledger that failed."),
-}  # fmt: skip
-_GAUGES = {
-    "connections": (Field.CONNECTIONS, "Connections that there are to be."),
-    "connections_flowing": (Field.CONNECTED, "Connections open, subscribed and not stale."),
-    "symbols_subscribed": (Field.SUBSCRIBED, "Symbols acknowledged on the open connections."),
-    "symbols_refused": (Field.REFUSED, "Symbols that the exchange refused."),
-    "sink_ready": (Field.SINK_READY, "1 while the sink takes entries."),
-    "gaps_open": (Field.HOLES_OPEN, "Gaps that are open now."),
-    "gap_trades_open": (Field.OPEN_TRADES, "Trade ids in the gaps that are open now."),
-    "gap_trades_absent": (Field.ABSENT, "Trade ids that the exchange itself does not have."),
-    "gap_trades_beyond": (Field.BEYOND, "Trade ids not asked for: too old, or too many."),
-}
-_HISTOGRAMS = {
-    "receive_latency_seconds": (Histogram.RECEIVE, "From the exchange's time to the socket."),
-    "ring_latency_seconds": (Histogram.RING, "From the socket to the serializer."),
-    "delivery_latency_seconds": (Histogram.DELIVERY, "From the socket to the acknowledgement."),
-}
 _BOUNDS = [*(f"{bound}" for bound in BOUNDS_S), "+Inf"]
 
 
@@ -232,16 +196,7 @@ def _budgets(exchanges: Sequence[ExchangeStatus]) -> Iterator[Metric]:
 _OF_STATUS: tuple[tuple[str, str, Callable[[ExchangeStatus], float]], ...] = (
     ("ring_used_bytes", "What waits in the ring.", lambda e: e.ring_used_bytes),
     ("ring_capacity_bytes", "What the ring holds at most.", lambda e: e.ring_capacity_bytes),
-    (
-        "budget_cpu_cores",
-        "CPU that reader and serializer may use together.",
-        lambda e: e.cpu_budget_cores,
-    ),
-    (
-        "budget_memory_bytes",
-        "Private memory that reader and serializer may use together.",
-        lambda e: e.memory_budget_bytes,
-    ),
+    *((r.metric, r.text, attrgetter(r.budget)) for r in RESOURCES),
     (
         "throttle_ratio",
         "Share of its time that the serializer may work; 1: all of it.",
@@ -359,12 +314,11 @@ def _clock_offset_s(view: ExchangeView) -> float | None:
 
 
 def _counted(exchanges: Mapping[str, ExchangeView]) -> Iterator[Metric]:
-    for name, (field, text) in _COUNTERS.items():
-        rows = [_Row(e.count(field), (exchange,)) for exchange, e in exchanges.items()]
-        yield _counter(name, text, ["exchange"], rows)
-    for name, (field, text) in _GAUGES.items():
-        rows = [_Row(e.count(field), (exchange,)) for exchange, e in exchanges.items()]
-        yield _gauge(name, text, ["exchange"], rows)
+    for field in Field:
+        if (metric := field.metric) is not None:
+            rows = [_Row(e.count(field), (exchange,)) for exchange, e in exchanges.items()]
+            family = _counter if metric.type == "counter" else _gauge
+            yield family(metric.name, metric.text, ["exchange"], rows)
     for name, text, label, kinds in (
         ("reconnects", "Connections lost or replaced, by reason.", "reason", RECONNECT_REASONS),
         ("sink_errors", "Errors of the sink, by kind.", "kind", SINK_ERROR_KINDS),
@@ -388,8 +342,10 @@ def _counted(exchanges: Mapping[str, ExchangeView]) -> Iterator[Metric]:
 def _latencies(exchanges: Mapping[str, ExchangeView]) -> Iterator[Metric]:
     from prometheus_client.core import HistogramMetricFamily  # noqa: PLC0415
 
-    for name, (histogram, text) in _HISTOGRAMS.items():
-        family = HistogramMetricFamily(f"feedmono_{name}", text, labels=["exchange"])
+    for histogram in Histogram:
+        metric = histogram.metric
+        name = f"feedmono_{metric.name}"
+        family = HistogramMetricFamily(name, metric.text, labels=["exchange"])
         for exchange, view in exchanges.items():
             if view.counters is None:
                 continue
