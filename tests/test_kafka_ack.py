@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from feedmono.sinks.kafka_ack import LOOK_S, WATCH_NS, AckWatch
+from feedmono.sinks.kafka_ack import LOOK_NS, WATCH_NS, AckWatch
 from feedmono.sinks.kafka_message import Pending
 
 MS = 1_000_000
@@ -16,22 +16,54 @@ def handed(at_ns: int) -> Pending:
     return pending
 
 
-def test_the_first_hand_over_is_watched_closely_and_less_so_the_longer_it_takes() -> None:
-    watch, pending = AckWatch(), handed(BEGIN)
-    waits = []
-    for look in range(8):
-        waits.append(watch.look_s(pending, BEGIN + look, USUAL_S))
-        watch.looked(BEGIN + look)
-    assert waits[:4] == [LOOK_S, 2 * LOOK_S, 4 * LOOK_S, 8 * LOOK_S]
-    assert waits[-1] == USUAL_S
+def looks(watch: AckWatch, pending: Pending, until_ms: int) -> list[float]:
+    """When a hand-over is looked at that is not acknowledged before, in ms after it."""
+    now_ns, found = pending.handed_ns, list[float]()
+    while True:
+        now_ns += round(watch.look_s(pending, now_ns, USUAL_S) * 1e9)
+        if now_ns > pending.handed_ns + until_ms * MS:
+            return found
+        found.append((now_ns - pending.handed_ns) / MS)
+        watch.looked(now_ns)
+
+
+def test_what_is_watched_is_looked_at_each_millisecond_and_then_each_quarter_of_its_wait() -> None:
+    assert looks(AckWatch(), handed(BEGIN), 9) == [1, 2, 3, 4, 5, 6.25, 7.8125]
+
+
+def test_looks_begin_at_half_of_what_the_last_one_took() -> None:
+    watch, first = AckWatch(), handed(BEGIN)
+    watch.look_s(first, BEGIN, USUAL_S)
+    watch.stored_ns(first, BEGIN + 16 * MS)
+    second = handed(BEGIN + 16 * MS + WATCH_NS)
+    assert looks(watch, second, 16) == [8, 10, 12.5, 15.625]
+
+
+def test_looks_for_another_reason_do_not_put_off_the_next() -> None:
+    watch, first, begin = AckWatch(), handed(BEGIN), BEGIN + 16 * MS + WATCH_NS
+    watch.look_s(first, BEGIN, USUAL_S)
+    watch.stored_ns(first, BEGIN + 16 * MS)
+    second = handed(begin)
+    watch.look_s(second, begin, USUAL_S)
+    watch.looked(begin + 3 * MS)
+    assert watch.look_s(second, begin + 3 * MS, USUAL_S) == 0.005
 
 
 def test_an_outage_of_any_length_is_looked_through() -> None:
     watch, pending = AckWatch(), handed(BEGIN)
-    assert watch.look_s(pending, BEGIN, USUAL_S) == LOOK_S
-    for look in range(100_000):
-        watch.looked(BEGIN + look)
-        assert 0.0 < watch.look_s(pending, BEGIN + look, USUAL_S) <= USUAL_S
+    found = looks(watch, pending, 3600_000)
+    assert found[-1] > 3600_000 - 2 * USUAL_S * 1000
+    assert len(found) == len(set(found)) < 3600 / USUAL_S + 50
+
+
+def test_a_clock_set_back_makes_the_looks_usual_ones() -> None:
+    watch, pending = AckWatch(), handed(BEGIN)
+    watch.look_s(pending, BEGIN, USUAL_S)
+    for look in range(5):
+        now_ns = BEGIN - 3600_000 * MS + look
+        assert watch.look_s(pending, now_ns, USUAL_S) == USUAL_S
+        watch.looked(now_ns)
+    assert watch.stored_ns(pending, now_ns) == now_ns
 
 
 def test_what_is_watched_was_stored_when_it_was_seen() -> None:
@@ -65,8 +97,9 @@ def test_another_one_is_watched_some_time_later_and_after_the_clock_was_set_back
     watch.look_s(first, BEGIN, USUAL_S)
     watch.stored_ns(first, BEGIN)
     assert watch.look_s(handed(BEGIN), BEGIN + WATCH_NS - 1, USUAL_S) == USUAL_S
-    assert watch.look_s(handed(BEGIN), BEGIN + WATCH_NS, USUAL_S) == LOOK_S
+    assert watch.look_s(handed(BEGIN + WATCH_NS), BEGIN + WATCH_NS, USUAL_S) == LOOK_NS / 1e9
     watch, first = AckWatch(), handed(BEGIN)
     watch.look_s(first, BEGIN, USUAL_S)
     watch.stored_ns(first, BEGIN)
-    assert watch.look_s(handed(BEGIN), BEGIN - 3600 * 1000 * MS, USUAL_S) == LOOK_S
+    before = BEGIN - 3600 * 1000 * MS
+    assert watch.look_s(handed(before), before, USUAL_S) == LOOK_NS / 1e9
