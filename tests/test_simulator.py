@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,16 @@ def test_the_url_asks_for_microseconds() -> None:
         trade = message(client)
         assert len(str(trade["T"])) == 16
         assert len(str(trade["E"])) == 16
+
+
+def test_what_is_due_within_a_period_comes_together() -> None:
+    path = "/ws/btcusdt@trade?timeUnit=MICROSECOND"
+    arguments = ("--symbols", "BTCUSDT", "--rate", "100", "--period-ms", "100", "--hold")
+    with Sim("binance", *arguments) as sim, connect(sim, path) as client:
+        times_us = [message(client)["T"] for _ in range(50)]
+        pauses_us = [later - time_us for time_us, later in pairwise(times_us)]
+        assert pauses_us.count(0) > 30
+        assert min(pause_us for pause_us in pauses_us if pause_us) >= 99_000
 
 
 def test_a_well_formed_stream_of_no_symbol_is_accepted_and_stays_mute() -> None:

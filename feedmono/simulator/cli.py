@@ -27,6 +27,7 @@ from feedmono.trade import MAX_TRADE_ID
 
 MAX_PRERENDER = 5_000_000
 MAX_RATE = 10_000_000.0
+MAX_PERIOD_MS = 100
 _MAX_ID = MAX_TRADE_ID // 2
 _DEFAULT_BATCH = 5
 _PR_SET_PDEATHSIG = 1
@@ -53,6 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=100.0,
         metavar="R",
         help="trades a second over all symbols, or max: as fast as they are taken (default: 100)",
+    )
+    add(
+        "--period-ms",
+        type=_whole(1, MAX_PERIOD_MS),
+        default=10,
+        metavar="MS",
+        help="how often trades are made; those of one time come together (default: %(default)s)",
     )
     add(
         "--seed",
@@ -231,6 +239,7 @@ def _options(args: argparse.Namespace, mistakes: list[str]) -> Options | None:
         host=args.host,
         port=args.port,
         rate=args.rate,
+        period_s=args.period_ms / 1000,
         seed=args.seed,
         markets=markets,
         recorded=args.trades == "recorded",

@@ -15,8 +15,6 @@ from feedmono.simulator.render import Spoiler, Stock, frames
 from feedmono.simulator.tape import REORDERED, REPEATED, SENT, UNHEARD, Tape
 from feedmono.simulator.venue import Venue
 
-TICK_S = 0.01
-"""How often trades are made: one wake-up for all that are due, not one a trade."""
 # A tick that comes late (a busy machine) makes up for at most so much.
 _CATCH_UP_S = 1.0
 _LONGEST_NAP_S = 0.1
@@ -61,6 +59,7 @@ class Engine:
         self._tapes = list(venue.tapes.values())
         self._recorded = venue.recorded_tape() if options.speed else None
         self._speed = options.speed
+        self._period_s = options.period_s
         share = -(-options.prerender // len(self._tapes)) if options.prerender else 0
         self._stocks = {t.symbol: Stock(dialect, t, share) for t in self._tapes} if share else {}
         # The first trade of the first symbol is due at once, those of the others in turn.
@@ -125,7 +124,7 @@ class Engine:
             if tape.finished:
                 continue
             if tape is paced:
-                nap_s = TICK_S
+                nap_s = self._period_s
                 self._due[tape.symbol] = self._paced_due(tape)
             elif share:
                 self._due[tape.symbol] += share * passed_s
@@ -135,7 +134,7 @@ class Engine:
             while self._due[tape.symbol] >= 1.0:
                 made = self._emit(tape, self._due[tape.symbol])
                 self._due[tape.symbol] = self._due[tape.symbol] - made if made else 0.0
-        return max(TICK_S, nap_s)
+        return max(self._period_s, nap_s)
 
     def _paced_due(self, tape: Tape) -> float:
         assert self._recorded is not None
@@ -146,7 +145,7 @@ class Engine:
         """Makes a run of each symbol unless a connection has enough; None: more at once."""
         connections = self._connections()
         if not connections or any(c.full for c in connections):
-            return TICK_S
+            return self._period_s
         made = [self._emit(tape, _SATURATION_RUN) for tape in self._tapes]
         return None if any(made) else _LONGEST_NAP_S
 

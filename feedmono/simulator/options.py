@@ -18,6 +18,8 @@ class Options:
     port: int
     rate: float
     """Trades a second over all symbols; infinite: as fast as they are taken."""
+    period_s: float
+    """How often trades are made: one wake-up for all that are due, not one a trade."""
     seed: int
     markets: tuple[Market, ...]
     recorded: bool

@@ -202,7 +202,7 @@ class Server:
         idle_s = now_s - max(connection.received_s, connection.sent_s)
         if now_s - connection.opened_s > rules.max_age_s:
             connection.close(1001, "24 hours are over")
-        elif rules.idle_limit_s and not session.idle() and idle_s > rules.idle_limit_s:
+        elif rules.idle_limit_s and idle_s > rules.idle_limit_s and not session.idle():
             connection.close(1000, "idle for too long")
         elif connection.ping_payload and now_s - connection.pinged_s > 3 * self._ping_interval_s:
             self.faults.done["client without pong cut"] += 1
@@ -221,8 +221,8 @@ class Server:
             connection.ping_payload = str(self.venue.now_us() // 1000).encode()
             connection.pinged_s = now_s
             connection.send(frame(PING, connection.ping_payload))
-        text = session.idle()
-        if text is not None and now_s - connection.sent_s >= 1.0:
+        # A session may count what it is asked for.
+        if now_s - connection.sent_s >= 1.0 and (text := session.idle()) is not None:
             connection.send(frame(TEXT, text.encode()))
 
     def broadcast(self, data: bytes) -> int:

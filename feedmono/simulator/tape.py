@@ -17,7 +17,7 @@ from feedmono.simulator.market import Market, Source
 
 MAX_RUNS = 200_000
 """The most recent ones that are kept: REST knows no older trades. A live symbol adds at most
-one each tick (10 ms), so that is half an hour at the least."""
+one each period (`Options.period_s`): at 10 ms that is half an hour at the least."""
 MAX_BATCH = 100
 # Trades that share a time, with one more batch: fewer than a REST page has rows, so that a
 # reader who goes on from the last one's time always gets on.

@@ -12,10 +12,11 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from bench import plot, rig, run, tables
-from bench.model import SATURATION, Case, Figures, Results, Run
+from bench.model import PARTITIONS, PERIOD_MS, SATURATION, Case, Figures, Results, Run
 from bench.rig import Baseline, Broker, Feedmono, Handler
 
 RATES = (55.0, 200.0, 2_000.0, 10_000.0, 20_000.0, SATURATION)
@@ -24,6 +25,7 @@ _LINGER_RATES = (200.0, 2_000.0, 10_000.0)
 _SINKS = ("kafka", "files")
 _SECONDS, _QUICK_SECONDS = 4.0, 3.0
 _LATENCY_RATE = 1_000.0
+_EVEN_PERIOD_MS = 1
 _BOTH_RATE = 200.0
 _SYMBOLS_RATE = 2_000.0
 _SOAK_RATE = 2_000.0
@@ -41,6 +43,8 @@ class Wanted:
     rounds: int
     latency: bool
     lingers_ms: Sequence[float]
+    period_ms: int
+    partitions: int
     both: bool
     symbols: int
     soak_s: float
@@ -61,11 +65,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--sinks", type=_sinks, metavar="S,…", help="kafka, files")
     add("--seconds", type=_positive, metavar="S", help="length of each measured part")
     add("--rounds", type=_whole, metavar="N", help="how often each is measured, in turn (2)")
+    add("--period-ms", type=_whole, metavar="MS", help="how often the simulator makes trades (10)")
+    add("--partitions", type=_whole, metavar="N", help="of each topic of trades (40)")
     add("--no-baseline", action="store_true", help="without the baseline handler")
     add("--compare", type=Path, metavar="ROOT", help="another checkout's feedmono beside this one")
     parts = parser.add_argument_group("parts, each instead of all that is measured without them")
     part = parts.add_argument
-    part("--latency", action="store_true", help="the latency at linger 0 and 1,000/s")
+    part("--latency", action="store_true", help="the latency at linger 0 and 1,000/s, together "
+         "and one by one")  # fmt: skip
     part(
         "--linger", type=_lingers, metavar="MS,…", help="cost and latency for each, such as 0,5,20"
     )
@@ -145,6 +152,8 @@ def _wanted(args: argparse.Namespace) -> Wanted:
         rounds=args.rounds or (1 if args.quick else 2),
         latency=args.latency or (not alone and not (args.rates or args.sinks)),
         lingers_ms=args.linger or (),
+        period_ms=args.period_ms or PERIOD_MS,
+        partitions=args.partitions or PARTITIONS,
         both=args.both or (not alone and not (args.rates or args.sinks or args.quick)),
         symbols=args.symbols or 0,
         soak_s=args.soak or 0.0,
@@ -183,15 +192,20 @@ def _measured(wanted: Wanted, who: Sequence[Handler], broker: Broker | None) -> 
     def figures(cases: Sequence[Case], those: Sequence[Handler] = who) -> list[Figures]:
         return list(interleaved(cases, those, broker, rounds))
 
-    rates = [Case(sink, rate, seconds) for sink in wanted.sinks for rate in wanted.rates]
-    latency = Case("kafka", _LATENCY_RATE, seconds, linger_ms=0)
+    case = partial(Case, seconds=seconds, period_ms=wanted.period_ms, partitions=wanted.partitions)
+    rates = [case(sink, rate) for sink in wanted.sinks for rate in wanted.rates]
+    # One by one as well, as a fast exchange may send them.
+    periods_ms = sorted({wanted.period_ms, _EVEN_PERIOD_MS}, reverse=True)
+    latency = [
+        case("kafka", _LATENCY_RATE, linger_ms=0, period_ms=period_ms) for period_ms in periods_ms
+    ]
     lingers = [
-        Case("kafka", rate, seconds, linger_ms=linger_ms)
+        case("kafka", rate, linger_ms=linger_ms)
         for linger_ms in wanted.lingers_ms
         for rate in _LINGER_RATES
     ]
-    both = Case("kafka", _BOTH_RATE, seconds, exchanges=("binance", "kraken"))
-    many = Case("kafka", _SYMBOLS_RATE, seconds, symbols=wanted.symbols)
+    both = case("kafka", _BOTH_RATE, exchanges=("binance", "kraken"))
+    many = case("kafka", _SYMBOLS_RATE, symbols=wanted.symbols)
     # The baseline handler knows one exchange, and fetches nothing that a cut has lost.
     own = [handler for handler in who if isinstance(handler, Feedmono)]
     results = Results(
@@ -199,19 +213,19 @@ def _measured(wanted: Wanted, who: Sequence[Handler], broker: Broker | None) -> 
         broker.name if broker else "no broker",
         notes=[f"{handler.name}: {handler.twin}" for handler in own],
         figures=figures(rates),
-        latency=figures([latency]) if wanted.latency else (),
+        latency=figures(latency) if wanted.latency else (),
         lingers=figures(lingers),
         both=figures([both], own) if wanted.both else (),
         symbols=figures([many]) if wanted.symbols else (),
     )
     if broker is not None and wanted.soak_s:
         _tell(f"soak for {wanted.soak_s / 60:g} minutes")
-        case = Case("kafka", _SOAK_RATE, wanted.soak_s)
-        results = replace(results, soak=run.soak(own[0], case, broker))
+        soak = case("kafka", _SOAK_RATE, seconds=wanted.soak_s)
+        results = replace(results, soak=run.soak(own[0], soak, broker))
     if broker is not None and wanted.burst:
         _tell("burst")
-        case = Case("kafka", _BURST_RATE, seconds)
-        results = replace(results, burst=run.burst(own[0], case, broker, _BURST_FACTOR, _BURST_S))
+        burst = case("kafka", _BURST_RATE)
+        results = replace(results, burst=run.burst(own[0], burst, broker, _BURST_FACTOR, _BURST_S))
     return results
 
 

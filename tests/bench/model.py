@@ -11,6 +11,10 @@ from bench.usage import Cpu, Memory
 
 SATURATION = math.inf
 """As a rate: as fast as the trades are taken."""
+PERIOD_MS = 10
+"""How often the simulator makes trades if nothing else is wanted."""
+PARTITIONS = 40
+"""Of a topic, as feedmono's default is."""
 
 SOCKET_TO_ACKNOWLEDGED = "socket to acknowledged"
 """By the handlers' own counts; the other hops are named in `bench.count`."""
@@ -31,6 +35,10 @@ class Case:
     seconds: float
     linger_ms: float | None = None
     """None: the default."""
+    period_ms: int = PERIOD_MS
+    """How often the simulator makes the trades that are due."""
+    partitions: int = PARTITIONS
+    """Of each topic of trades."""
     symbols: int = 0
     """0: the exchange's default ones."""
     exchanges: tuple[str, ...] = ("binance",)
@@ -38,7 +46,16 @@ class Case:
     @property
     def load(self) -> str:
         """The rate in words."""
-        return "saturation" if self.rate == SATURATION else f"{self.rate:,.0f}/s"
+        if self.rate == SATURATION:
+            return f"saturation{self._circumstances}"
+        return f"{self.rate:,.0f}/s{self._circumstances}"
+
+    @property
+    def _circumstances(self) -> str:
+        period = "" if self.period_ms == PERIOD_MS else f", every {self.period_ms} ms"
+        return period + (
+            "" if self.partitions == PARTITIONS else f", partitions: {self.partitions}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

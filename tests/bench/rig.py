@@ -42,7 +42,6 @@ from bench.latency import Latencies
 from bench.model import SATURATION, Case
 
 ROOT = Path(__file__).resolve().parents[2]
-_PARTITIONS = 40
 _APPEND_TIME = {"message.timestamp.type": "LogAppendTime"}
 _KINDS = (".raw", "", ".dead", ".coverage")
 READY_LIMIT_S = 60.0
@@ -60,14 +59,14 @@ class Broker:
         self._mock = mock
         self.name = f"the broker at {bootstrap_servers}"
 
-    def make_topics(self, topic: str) -> None:
+    def make_topics(self, topic: str, partitions: int) -> None:
         """Those of one exchange in one run, with the broker's own time in every message."""
         names = [topic + kind for kind in _KINDS]
         if self._mock is not None:
             self._mock.create_topics(names)
             return
         wanted = [
-            NewTopic(name, _PARTITIONS if kind in (".raw", "") else 1, 1, config=_APPEND_TIME)
+            NewTopic(name, partitions if kind in (".raw", "") else 1, 1, config=_APPEND_TIME)
             for name, kind in zip(names, _KINDS, strict=True)
         ]
         # The client must live as long as its requests: they fail when it goes.
@@ -146,6 +145,7 @@ def place() -> Iterator[Place]:
 def simulators(case: Case, trades: int) -> list[Sim]:
     """The case's exchanges, not started; they make no trade until they are told a rate."""
     common = ["--rate", "0", "--hold", "--no-limits", "--send-buffer", str(_SEND_BUFFER_MIB)]
+    common += ["--period-ms", str(case.period_ms)]
     if case.rate == SATURATION:
         common += ["--limit", str(trades), "--prerender", str(trades)]
     found = []
@@ -226,7 +226,7 @@ class Feedmono(Handler):
         }
         if target is not None:
             for exchange in case.exchanges:
-                target.make_topics(self.topic(exchange))
+                target.make_topics(self.topic(exchange), case.partitions)
             variables |= {
                 "KAFKA_BOOTSTRAP_SERVERS": target.bootstrap_servers,
                 "SCHEMA_REGISTRY_URL": target.registry_url,
@@ -305,6 +305,8 @@ def _counters_of(root: Path) -> ModuleType:
     if spec is None or spec.loader is None or not path.is_file():
         raise ValueError(f"{root} is no checkout of feedmono: {path} is missing")
     module = importlib.util.module_from_spec(spec)
+    # Where its dataclasses look for it.
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 
@@ -386,7 +388,7 @@ class Baseline(Handler):
         if target is None:
             arguments += ["--folder", str(self.data(sim.exchange))]
         else:
-            target.make_topics(self.topic(sim.exchange))
+            target.make_topics(self.topic(sim.exchange), case.partitions)
             arguments += ["--topic", self.topic(sim.exchange)]
             arguments += ["--bootstrap", target.bootstrap_servers]
             arguments += ["--registry", target.registry_url]
