@@ -188,7 +188,7 @@ class Process:
         """Subscribes what is configured, or ordered since. Symbols that the exchange was never
         asked about wait for its answer, if there is one about others: the serializer would not
         know them. Without any answer it has not begun, and the ring takes all."""
-        self._obey(workers.Orders.read(self._shared.orders))
+        self._obey_orders()
         with self._lock:
             if self._shared.metadata.exists():
                 self._await_names(
@@ -201,7 +201,7 @@ class Process:
         interruption. New ones are subscribed as soon as the exchange has told what they are, so
         that none of their trades comes before its name."""
         before = self._exchange_config
-        self._obey(workers.Orders.read(self._shared.orders))
+        self._obey_orders()
         config = self._exchange_config
         if config == before:
             return
@@ -216,16 +216,10 @@ class Process:
             self._unnamed = waiting
             self._assign()
 
-    def _obey(self, orders: workers.Orders | None) -> None:
+    def _obey_orders(self) -> None:
         """Takes over what is ordered, but for what has to be done about it."""
-        if orders is None:
-            return
-        logs.set_level(orders.log_level, orders.log_format)
-        self._exchange_config = replace(
-            self._exchange_config,
-            symbols=orders.symbols,
-            canonical_symbols=orders.canonical_symbols,
-        )
+        if (orders := workers.Orders.read(self._shared.orders)) is not None:
+            self._exchange_config = orders.obey(self._exchange_config)
 
     def _await_names(self, symbols: frozenset[str]) -> None:
         """Has the metadata of these fetched; they are subscribed then, or when patience is out."""

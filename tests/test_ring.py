@@ -273,6 +273,7 @@ def test_a_wrap_at_every_place_loses_nothing(tmp_path: Path) -> None:
         frames = [bytes([i]) * (i * 3) for i in range(20)]
         assert writer.append(frames, FRAME, 0, 1) == 20
         assert read_all(reader) == frames
+        assert not reader.damage
         assert RingWriter(path).next_sequence == writer.next_sequence
 
 

@@ -364,9 +364,12 @@ class Slot:
             if self._renew_at_s < math.inf and self._clock() >= self._renew_at_s:
                 self._renew()
 
-    def unknown(self, number: int, reason: str) -> None:
+    def count(self, number: int, field: Field, amount: int = 1) -> None:
         with self._lock:
-            self._owner.count(Field.UNKNOWN_MESSAGES)
+            self._owner.count(field, amount)
+
+    def unknown(self, number: int, reason: str) -> None:
+        self.count(number, Field.UNKNOWN_MESSAGES)
 
     def full(self, number: int) -> None:
         with self._lock:
@@ -378,5 +381,4 @@ class Slot:
             self._owner.event(messages.ROOM, connection=number, seconds=round(seconds, 3))
 
     def lost(self, number: int, frames: int) -> None:
-        with self._lock:
-            self._owner.count(Field.LOST_FRAMES, frames)
+        self.count(number, Field.LOST_FRAMES, frames)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from feedmono import ring_layout as layout
 from feedmono.ring import mapped
@@ -52,7 +54,9 @@ def create(path: Path, capacity_bytes: int, first_sequence: int | None = None) -
             os.close(fd)
         os.rename(fresh, path)
     except OSError as error:
-        fresh.unlink(missing_ok=True)
+        # What could not be made for this reason can't be removed for the same one.
+        with contextlib.suppress(OSError):
+            fresh.unlink()
         raise RingError(_no_room(path, capacity_bytes, error)) from error
 
 
@@ -115,30 +119,17 @@ def prepare(path: Path, capacity_bytes: int, least_sequence: int = 0) -> Prepare
     set_aside: Path | None = None
     reason = ""
     if path.exists():
-        try:
-            old = RingWriter(path)
-        except ForeignRingError as error:
-            reason = str(error)
-            # Above all that it may hold, too, should the clock have been set back.
-            held = path.stat().st_size // RECORD_BYTES + SKIPPED
-            first_sequence = max(first_sequence, least_sequence + held)
-        else:
-            used_bytes, old_bytes = old.used_bytes, old.capacity_bytes
-            lacking = least_sequence - old.next_sequence
-            first_sequence = max(first_sequence, old.next_sequence)
-            old.close()
-            if old_bytes == wanted and lacking <= 0:
-                return Prepared(used_bytes, None, "")
-            if not used_bytes:
-                path.unlink()
-            elif lacking > 0:
-                reason = f"it lacks the last {lacking} records"
-            else:
-                reason = f"its capacity was {old_bytes >> 10} KiB"
+        old = _look_at(path, wanted, least_sequence)
+        if old.stays:
+            return Prepared(old.used_bytes, None, "")
+        first_sequence = max(first_sequence, old.next_sequence)
+        reason = old.reason
         if reason:
             while path.with_name(f"{path.name}{_ASIDE}{first_sequence}").exists():
                 first_sequence += 1
             set_aside = path.with_name(f"{path.name}{_ASIDE}{first_sequence}")
+        else:
+            path.unlink()
     following = path.with_name(path.name + ".next")
     following.unlink(missing_ok=True)
     if set_aside is None:
@@ -149,6 +140,37 @@ def prepare(path: Path, capacity_bytes: int, least_sequence: int = 0) -> Prepare
     path.rename(set_aside)
     following.rename(path)
     return Prepared(0, set_aside, reason)
+
+
+class _Old(NamedTuple):
+    """The ring that is there."""
+
+    next_sequence: int
+    """Its successor's first is no lower."""
+    stays: bool
+    used_bytes: int = 0
+    reason: str = ""
+    """Why it is set aside; empty: it stays, or holds nothing."""
+
+
+def _look_at(path: Path, wanted_bytes: int, least_sequence: int) -> _Old:
+    try:
+        ring = RingWriter(path)
+    except ForeignRingError as error:
+        # Above all that it may hold, too, should the clock have been set back.
+        held = path.stat().st_size // RECORD_BYTES + SKIPPED
+        return _Old(least_sequence + held, False, reason=str(error))
+    following, used_bytes, capacity_bytes = ring.next_sequence, ring.used_bytes, ring.capacity_bytes
+    ring.close()
+    lacking = least_sequence - following
+    if capacity_bytes == wanted_bytes and lacking <= 0:
+        return _Old(following, True, used_bytes)
+    reason = ""
+    if used_bytes and lacking > 0:
+        reason = f"it lacks the last {lacking} records"
+    elif used_bytes:
+        reason = f"its capacity was {capacity_bytes >> 10} KiB"
+    return _Old(following, False, used_bytes, reason)
 
 
 def set_aside_of(path: Path) -> list[Path]:

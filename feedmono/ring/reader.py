@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -171,16 +172,20 @@ class RingReader(Ring):
                 last = record.sequence
                 records.append(record)
         if self._position < self._old_end and last >= self._old_below:
-            # An append that was under way has used room behind these.
-            records = [r for r in records if r.sequence < self._old_below]
-            position, last = self._position, self._last_sequence
-            if records:
-                position, last = records[-1].end, records[-1].sequence
-            else:
-                self._looks = _LOOKS
-                position, last = self._doubt(position, last, committed)
+            records, position, last = self._cut_overwritten(records, committed)
         self._position, self._last_sequence = position, last
         return records
+
+    def _cut_overwritten(
+        self, records: Sequence[Record], committed: int
+    ) -> tuple[list[Record], int, int]:
+        """Those before the room that an append, under way while the cursor moved back, has used;
+        where to read on, and the last sequence."""
+        own = [record for record in records if record.sequence < self._old_below]
+        if own:
+            return own, own[-1].end, own[-1].sequence
+        self._looks = _LOOKS
+        return own, *self._doubt(self._position, self._last_sequence, committed)
 
     def _doubt(self, position: int, last: int, committed: int) -> tuple[int, int]:
         """What to do about a record that does not fit: look again, in the end skip it."""
