@@ -6,10 +6,12 @@ import json
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import msgspec
 import pytest
 import trade_twins
 from sessions import START_S, frame, recorded
 
+from feedmono.exchanges._rows import read_rows
 from feedmono.exchanges.base import Data, Market, PageRequest, Session, Undecodable, Unknown
 from feedmono.exchanges.binance import Binance
 from feedmono.trade import BACKFILL, BUY, MAX_TIME_US, SELL, STREAM, Trade
@@ -110,6 +112,35 @@ def test_the_order_ids_of_old_recordings_are_read() -> None:
     trade = only(combined(b=27_000_000_001, a=2**63 - 1))
     assert (trade.buyer_order_id, trade.seller_order_id) == (27_000_000_001, 2**63 - 1)
     assert trade._replace(buyer_order_id=None, seller_order_id=None) == only(combined())
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "value"),
+    [
+        ({"T": 1_723_161_255_342}, "time_us", 1_723_161_255_342_000),
+        ({"T": 10**14}, "time_us", 10**14),
+        ({"T": 1}, "time_us", 1000),
+        ({"T": MAX_TIME_US}, "time_us", MAX_TIME_US),
+        ({"t": 0}, "trade_id", 0),
+        ({"t": 2**63 - 1}, "trade_id", 2**63 - 1),
+        ({"b": 0}, "buyer_order_id", 0),
+        ({"s": "X" * 64}, "symbol", "X" * 64),
+        ({"p": "5"}, "price", "5"),
+    ],
+)
+def test_what_an_event_with_order_ids_may_hold_is_no_less(
+    changes: dict[str, Any], field: str, value: object
+) -> None:
+    """Such an event is read with more care, and must be read as any other."""
+    assert getattr(only(combined(**{"a": 28, **changes})), field) == value
+
+
+@pytest.mark.parametrize(
+    "changes", [{"T": 0}, {"T": -1}, {"T": MAX_TIME_US + 1}, {"T": 10**14 - 1}]
+)
+def test_a_time_that_can_not_be_is_told_of_an_event_with_order_ids(changes: dict[str, int]) -> None:
+    with pytest.raises(Undecodable, match=r"time \(T\)"):
+        BINANCE.decode(combined(a=28, **changes))
 
 
 @pytest.mark.parametrize("order_id", ["27", 2**63, -1, True, [1]])
@@ -225,6 +256,8 @@ def test_what_is_no_trade_at_all_is_undecodable_and_nothing_worse(data: bytes) -
         (b'{"error":{"code":2,"msg":"x"},"id":2}', False),
         (b'{"e":"serverShutdown","E":1770123456789}', False),
         (b'{"stream":"!serverShutdown","data":{"e":"serverShutdown","E":1}}', False),
+        (b'{"stream":"#', True),
+        (b'{"stream":"\xff', False),
         (b'{"stream":"', False),
         (b'{"stream":""', False),
         (b"", False),
@@ -389,6 +422,19 @@ def test_a_page_of_a_thousand_bad_rows_gives_a_short_reason() -> None:
     assert len(str(told.value)) < 5000
     decoded = BINANCE.decode_page("BTCUSDT", page({}, *[{"id": -1}] * 1000))
     assert len(decoded.problems) == 21
+    decoded = BINANCE.decode_page("BTCUSDT", page({}, *[{"id": -1}] * 20))
+    assert len(decoded.problems) == 20
+    assert decoded.problems[-1].startswith("trade 21 of 21: ")
+
+
+def test_a_row_s_long_reason_is_cut() -> None:
+    def read(_: msgspec.Raw) -> Trade:
+        raise ValueError("x" * 201)
+
+    with pytest.raises(Undecodable) as told:
+        read_rows([msgspec.Raw(b"1")] * 2, read, BACKFILL)
+    reason = "x" * 200
+    assert str(told.value) == f"trade 1 of 2: {reason}; trade 2 of 2: {reason}"
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,25 @@ def test_a_refused_request_is_halved_until_the_culprits_are_known(shape: str) ->
     assert one.pending == frozenset()
 
 
+@pytest.mark.parametrize(
+    ("code", "text", "reason"),
+    [
+        (99_999, "no", "no (code 99999)"),
+        (-99_999, "no", "no (code -99999)"),
+        (100_000, "no", "no (code None)"),
+        (True, "no", "no (code None)"),
+        (2, "n" * 200, "n" * 200 + " (code 2)"),
+        (2, "n" * 201, "n" * 200 + " (code 2)"),
+        (2, None, "no message (code 2)"),
+    ],
+)
+def test_of_a_refusal_what_is_harmless_is_quoted(code: object, text: object, reason: str) -> None:
+    one = session("BTCUSDT")
+    one.poll(START_S)
+    answer = json.dumps({"id": 1, "error": {"code": code, "msg": text}}).encode()
+    assert one.receive(answer, START_S) == (Refused("BTCUSDT", reason),)
+
+
 def test_an_unanswered_request_is_repeated_three_times_and_then_given_up() -> None:
     one = session("BTCUSDT", "ETHUSDT")
     run = drive(one, lambda _: [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -189,11 +190,13 @@ def double(rng: random.Random, data: bytes) -> bytes:
     return data[:end] + data[start:end] + data[end:]
 
 
+BEFORE_A_VALUE = re.compile(rb'[:\[,](?!"[^"]*":)')
+
+
 def swap_value(rng: random.Random, data: bytes) -> bytes:
-    """Another value behind one of the colons, whatever stood there before."""
-    colons = [i for i, byte in enumerate(data) if byte == ord(":")] or [0]
-    start = rng.choice(colons) + 1
-    end = start
+    """Another value for one of an object or an array, whatever stood there before."""
+    starts = [found.end() for found in BEFORE_A_VALUE.finditer(data)] or [1]
+    start = end = rng.choice(starts)
     while end < len(data) and data[end] not in b",}]":
         end += 1
     return data[:start] + rng.choice(VALUES) + data[end:]

@@ -216,6 +216,20 @@ def test_the_largest_trade_id_and_every_unknown_field_are_accepted() -> None:
     assert only(data).trade_id == 2**63 - 1
 
 
+@pytest.mark.parametrize("number", [0, 2**63 - 1])
+@pytest.mark.parametrize("price", ["68500.0", "6.85e4"])
+def test_every_trade_id_of_63_bits_is_read_however_the_price_is_written(
+    number: int, price: str
+) -> None:
+    assert only(message(row(trade_id=str(number), price=price))).trade_id == number
+
+
+@pytest.mark.parametrize("number", [-1, 2**63])
+def test_no_other_trade_id_is_read(number: int) -> None:
+    with pytest.raises(Undecodable):
+        KRAKEN.decode(message(row(trade_id=str(number), price="6.85e4")))
+
+
 def test_a_frame_of_a_thousand_bad_trades_gives_a_short_reason() -> None:
     with pytest.raises(Undecodable, match="and 980 more") as told:
         KRAKEN.decode(message(*["1"] * 1000))

@@ -6,8 +6,10 @@ import json
 import math
 import os
 import random
+import ssl
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +22,7 @@ from wsserver import TEXT, Peer, frame
 
 from feedmono import log
 from feedmono.config import ConnectionsConfig
+from feedmono.counters import Field
 from feedmono.exchanges import base
 from feedmono.exchanges.base import Event, Exchange, Limits, Market, PageRequest, Session
 from feedmono.network.connection import Connection
@@ -147,7 +150,9 @@ class Reply(NamedTuple):
 class RestServer:
     """A REST server whose answers a test gives."""
 
-    def __init__(self, answer: Callable[[str], Reply], port: int = 0) -> None:
+    def __init__(
+        self, answer: Callable[[str], Reply], port: int = 0, tls: ssl.SSLContext | None = None
+    ) -> None:
         """:param answer: what a path (with its query) is answered."""
         self.paths: list[str] = []
         self.headers: list[Mapping[str, str]] = []
@@ -168,7 +173,9 @@ class RestServer:
                 outer.headers.append({name.lower(): text for name, text in self.headers.items()})
                 status, body, headers = answer(self.path)
                 self.send_response(status)
-                for name, text in ({"Content-Length": str(len(body))} | dict(headers)).items():
+                if "Transfer-Encoding" not in headers:
+                    headers = {"Content-Length": str(len(body)), **headers}
+                for name, text in headers.items():
                     self.send_header(name, text)
                 self.end_headers()
                 self.wfile.write(body)
@@ -178,7 +185,13 @@ class RestServer:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        if tls is not None:
+            # The handshake is the handler's: one that fails is to hold up nobody else.
+            self._server.socket = tls.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
+        scheme = "http" if tls is None else "https"
+        self.url = f"{scheme}://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.01,), daemon=True
         )
@@ -235,6 +248,7 @@ class Desk:
         self.readies = 0
         self.full_rings = 0
         self.symbols: dict[str, str] = {}
+        self.counts: Counter[Field] = Counter()
         self.unknowns: list[str] = []
         self.blocks: list[float] = []
         self.lost_frames = 0
@@ -314,6 +328,11 @@ class Desk:
     def refused(self, number: int, symbol: str, reason: str) -> None:
         with self._changed:
             self.symbols[symbol] = reason
+            self._changed.notify_all()
+
+    def count(self, number: int, field: Field, amount: int = 1) -> None:
+        with self._changed:
+            self.counts[field] += amount
             self._changed.notify_all()
 
     def unknown(self, number: int, reason: str) -> None:

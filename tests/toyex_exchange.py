@@ -1,7 +1,7 @@
 """Toyex, an exchange made up for docs/ADD_AN_EXCHANGE.md: everything is a JSON array.
 
 client  ["sub", 1, ["BTC-USD"]]   ["unsub", 2, ["BTC-USD"]]   ["pong", 7]
-server  ["ok", 1, "BTC-USD"]   ["no", 1, "X-Y", "why not"]   ["ping", 7]
+server  ["ok", 1, "BTC-USD"]   ["no", 1, "X-Y", "why not"]   ["ping", 7]   ["bye"]
         ["t", "BTC-USD", 1000001, "61837.63", "0.02", "b", 1723161255342123]
 REST    /markets: [["BTC-USD", "BTC", "USD"], …]
         /trades?market=BTC-USD&from=7&rows=2: [[7, "61837.63", "0.02", "b", 1723161255342123], …]
@@ -28,6 +28,7 @@ from feedmono.exchanges.base import (
     Market,
     PageRequest,
     Session,
+    Shutdown,
     Undecodable,
     Unknown,
     excerpt,
@@ -181,6 +182,8 @@ class _ToyexSession(Session):
             case ["ping", int(number)]:
                 self._pong = number
                 return ()
+            case ["bye"]:
+                return (Shutdown("the exchange said bye"),)
             case ["ok", int(number), str(symbol)]:
                 return self._answered(number, symbol, None)
             case ["no", int(number), str(symbol), str(reason)]:

@@ -25,7 +25,7 @@ def load(name: str) -> Exchange:
         raise KeyError(name)
     module = importlib.import_module(f"{__name__}.{name}")
     kind: type[Exchange] | None = getattr(module, "EXCHANGE", None)
-    if kind is None:
+    if not isinstance(kind, type):
         raise TypeError(f"{module.__file__} binds no EXCHANGE, the class derived from Exchange")
     if kind.name != name:
         raise TypeError(
