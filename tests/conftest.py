@@ -11,9 +11,14 @@ from typing import TypeVar
 import pytest
 import structlog
 from broker import Kafka, MockKafka, MockRegistry, Registry, Server, Unavailable
+from hypothesis import settings
 
 Real = TypeVar("Real", bound=Server)
 StandIn = TypeVar("StandIn", bound=Server)
+
+# The same examples in each run, however slow the machine is just now.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.load_profile("same")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -159,6 +160,13 @@ class Instance:
         self.wait(
             lambda s: any(e["name"] == exchange and e[f"{role}_pid"] not in (None, pid) for e in s)
         )
+
+    def kill_worker(self, exchange: str, role: str) -> None:
+        """kill -9 of a worker, once it runs; returns when it has a successor."""
+        self.wait(lambda s: any(e["name"] == exchange and e[f"{role}_pid"] for e in s))
+        victim = self.of(exchange)[f"{role}_pid"]
+        os.kill(victim, signal.SIGKILL)
+        self.wait_replaced(exchange, role, victim)
 
     def stop(self) -> int:
         """SIGTERM, and the exit status."""

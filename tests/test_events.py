@@ -189,7 +189,8 @@ def test_many_processes_append_while_one_rotates_and_no_line_is_lost_or_torn(
         for writer in writers:
             writer.kill()
             writer.wait()
-    files = [*kept.iterdir(), folder / events.FILE]
+    # After a rotation that nobody wrote behind there is no new file.
+    files = [*kept.iterdir(), *folder.glob(events.FILE)]
     assert len(files) > 3, "it was not rotated while they wrote"
     lines = [json.loads(text) for file in files for text in file.read_bytes().splitlines()]
     assert sorted((entry["worker"], entry["number"]) for entry in lines) == [

@@ -91,9 +91,7 @@ def test_ten_kills_of_the_serializer_lose_nothing_and_double_at_most_the_window(
         for _ in range(kills):
             before = feedmono.of("binance")
             feedmono.wait_trades("binance", before["delivered"] + 500)
-            victim = feedmono.of("binance")["serializer_pid"]
-            os.kill(victim, signal.SIGKILL)
-            feedmono.wait_replaced("binance", "serializer", victim)
+            feedmono.kill_worker("binance", "serializer")
         sim.fault("pause", True)
         feedmono.wait(lambda s: s[0]["ring_used_bytes"] == 0)
         assert feedmono.stop() == 0

@@ -40,7 +40,6 @@ LIBRARIES = {
     "confluent_kafka": {"sinks"},
     "fastavro": {"avro", "sinks"},
     "h11": {"web", "simulator"},
-    "httpx": {"network"},
     "msgspec": {"exchanges", "sinks"},
     "prometheus_client": {"web"},
     "psutil": {"supervision"},
@@ -144,8 +143,11 @@ def test_every_folder_of_code_is_installed() -> None:
 @pytest.mark.parametrize("name", exchanges.names())
 def test_an_exchange_is_whole_by_its_two_files_and_its_block(name: str) -> None:
     """docs/ADD_AN_EXCHANGE.md."""
-    limits = exchanges.load(name).limits
+    exchange = exchanges.load(name)
+    limits = exchange.limits
     assert all(value > 0 for value in dataclasses.astuple(limits)), limits
+    paths = (exchange.session([]).path, exchange.metadata_path)
+    assert all(path.startswith("/") for path in paths), paths
     assert name in simulator.names(), f"feedmono/simulator/{name}.py with its DIALECT is missing"
     dialect = simulator.load(name)
     assert dialect.name == name
@@ -172,6 +174,9 @@ def test_what_is_no_exchange_is_not_taken_for_one(
     (tmp_path / "bare_ex.py").write_text("")
     with pytest.raises(TypeError, match=r"bare_ex\.py binds no EXCHANGE"):
         exchanges.load("bare_ex")
+    (tmp_path / "made_ex.py").write_text("class Made: name = 'made_ex'\nEXCHANGE = Made()")
+    with pytest.raises(TypeError, match=r"made_ex\.py binds no EXCHANGE, the class"):
+        exchanges.load("made_ex")
     (tmp_path / "other_ex.py").write_text("class EXCHANGE: name = 'another'")
     with pytest.raises(TypeError, match="'another': its file's name is wanted"):
         exchanges.load("other_ex")

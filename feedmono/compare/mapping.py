@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from feedmono.config import ConfigError, read_block
-from feedmono.config.keys import Key, keys
+from feedmono.config.keys import keys
 from feedmono.config.values import (
     Choice,
     EntriesKind,
+    Key,
     Kind,
     Mistake,
     Servers,

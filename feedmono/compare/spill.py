@@ -12,7 +12,6 @@ import shutil
 import tempfile
 from array import array
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from feedmono.config.values import format_size
@@ -61,12 +60,7 @@ class Spill:
     def __enter__(self) -> Spill:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def add(self, bucket: int, row: Row) -> None:
