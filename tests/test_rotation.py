@@ -6,11 +6,13 @@ import contextlib
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from sim import Sim
@@ -22,6 +24,8 @@ from feedmono import messages
 from feedmono.counters import Field
 from feedmono.exchanges import load
 from feedmono.network import slots
+from feedmono.network.connection import Connection
+from feedmono.network.contract import AGE
 from feedmono.ring_layout import EVENT
 
 __all__ = ["events"]
@@ -330,6 +334,51 @@ def test_a_successor_that_lacks_symbols_is_there_when_the_old_one_ends(
         assert reading.counters[Field.SUBSCRIBED] == 2
     assert reading.missing()["BTC/USD"] == []
     assert reading.counters[Field.RECONNECTS] == 1
+
+
+class Told(slots.Owner):
+    """An owner that nothing is told to but how often something is counted."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[Field] = Counter()
+
+    def count(self, field: Field, amount: int = 1) -> None:
+        self.counts[field] += amount
+
+    def event(self, kind: str, connection: int, **fields: object) -> None:
+        """Nobody reads them."""
+
+    def changed(self) -> None:
+        """Nobody looks."""
+
+
+def test_a_symbol_that_is_ordered_while_the_successor_gets_ready_delays_it_by_one_answer() -> None:
+    """SOL is wanted again before the old connection has left it, and the successor, which has
+    not asked for it yet, says that all its symbols are answered."""
+    made: list[Mock] = []
+
+    def make(number: int, slot: slots.Slot, delay_s: float) -> Connection:
+        made.append(Mock(spec=Connection, number=number))
+        return made[-1]
+
+    told = Told()
+    slot = slots.Slot(
+        ("BTC", "SOL"), make, Mock(), slots.Numbers(), told, threading.RLock(), Mock()
+    )
+    slot.start()
+    for symbol in ("BTC", "SOL"):
+        slot.subscribed(0, symbol)
+    slot.ready(0)
+    slot.set_symbols(("BTC",))
+    slot.aging(0, AGE)
+    slot.subscribed(1, "BTC")
+    slot.set_symbols(("BTC", "SOL"))
+    slot.ready(1)
+    assert told.counts[Field.ROTATIONS] == 0
+    assert not made[0].retire.called
+    slot.subscribed(1, "SOL")
+    assert told.counts[Field.ROTATIONS] == 1
+    made[0].retire.assert_called_once()
 
 
 def test_what_the_old_one_sends_before_it_answers_the_close_is_taken(

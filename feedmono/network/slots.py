@@ -339,6 +339,9 @@ class Slot:
                 self._refused.pop(symbol, None)
                 self._tell(messages.SUBSCRIBED, number, symbol)
                 self._owner.changed()
+                # One that was ordered while the successor got ready is answered only now.
+                if place is self._successor and place.ready:
+                    self._replace_if_able(place)
 
     def unsubscribed(self, number: int, symbol: str) -> None:
         with self._lock:
