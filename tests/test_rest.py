@@ -48,6 +48,7 @@ def test_a_refusal_names_status_and_address_and_how_long_to_wait() -> None:
     one.close()
 
 
+CHUNKED = {"Transfer-Encoding": "chunked"}
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n"
 
 
@@ -85,10 +86,12 @@ def _requests() -> list[threading.Thread]:
         ("http", [HEAD]),
         ("http", [HEAD.replace(b"7", b"99999") + b"\r\n"]),
         ("http", [HEAD + b"\r\na whole", HEAD]),
+        ("http", [HEAD.replace(b"7", b"99999") + b"Connection: close\r\n\r\n"]),
+        ("http", [b"HTTP/1.0 200 OK\r\n\r\n"]),
         # A record of TLS, of which only the beginning comes.
         ("https", [b"\x16\x03\x03\x40\x00"]),
     ],
-    ids=["headers", "body", "second answer", "TLS"],
+    ids=["headers", "body", "second answer", "last answer", "without a length", "TLS"],
 )
 def test_an_answer_that_only_drips_is_given_up_when_the_limit_is_over(
     scheme: str, answers: list[bytes]
@@ -107,6 +110,17 @@ def test_an_answer_that_only_drips_is_given_up_when_the_limit_is_over(
         one = RestClient(server.url, {}, limit_s=20.0)
         assert one.get("/").body == b"a page"
         one.close()
+
+
+def test_a_proxy_that_only_drips_is_given_up_when_the_limit_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with dripping(b"HTTP/1.1 200 Connection established\r\nX-Slow: ") as port:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
+        one = RestClient("https://exchange.example", {}, limit_s=1.0)
+        with pytest.raises(RestError, match="no whole answer in 1 s"):
+            one.get("/")
+        wait_until(_requests, lambda left: not left)
 
 
 def test_a_name_lookup_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,14 +181,20 @@ def test_a_redirect_is_followed_but_not_to_another_scheme_nor_for_ever() -> None
             "/file": Reply(301, headers={"Location": "file:///etc/passwd"}),
             "/odd": Reply(301, headers={"Location": "http://[:bad"}),
             "/loop": Reply(307, headers={"Location": "/loop"}),
+            "/nowhere": Reply(302),
+            "/quoted": Reply(308, headers={"Location": "/a%20b c?\xc3\xbc=[1]"}),
+            "/a%20b%20c?%C3%BC=[1]": Reply(headers={"Location": "http://[:bad"}),
         }
         one = client(server.url)
         assert one.get("/a").body == b"a page"
-        for path, status in [("/https", 301), ("/file", 301), ("/odd", None), ("/loop", 307)]:
+        assert one.get("/quoted").body == b"a page"
+        refused = {"/https": 301, "/file": 301, "/odd": None, "/loop": 307, "/nowhere": 302}
+        for path, status in refused.items():
             with pytest.raises(RestError) as caught:
                 one.get(path)
             assert caught.value.status == status
         assert server.paths.count("/loop") == 6
+        assert server.paths.count("/nowhere") == 1
 
 
 @pytest.mark.parametrize(
@@ -227,13 +247,18 @@ def test_a_packed_answer_is_unpacked_within_its_limit() -> None:
 @pytest.mark.parametrize(
     ("reply", "reason"),
     [
-        (Reply(headers={"Content-Length": "100"}), "ended within"),
+        (Reply(headers={"Content-Length": "100"}), "received 6 bytes, expected 100"),
         (Reply(headers={"Content-Encoding": "br"}), "unknown way: 'br'"),
         (Reply(headers={"Content-Encoding": "gzip"}), "incorrect header check"),
-        (Reply(body=gzip.compress(b"x")[:-1], headers={"Content-Encoding": "gzip"}), "ended"),
-        (Reply(body=b"", headers={"Content-Encoding": "gzip"}), "ended"),
-        (Reply(body=b"zz\r\n", headers={"Transfer-Encoding": "chunked"}), "IncompleteRead"),
-        (Reply(body=b"4\r\nab", headers={"Transfer-Encoding": "chunked"}), "IncompleteRead"),
+        (Reply(body=gzip.compress(b"x")[:-1], headers={"Content-Encoding": "gzip"}), "ends within"),
+        (Reply(body=b"", headers={"Content-Encoding": "gzip"}), "ends within"),
+        (Reply(body=gzip.compress(b"x") + b"y", headers={"Content-Encoding": "gzip"}), "goes on"),
+        (Reply(body=2 * gzip.compress(b"x"), headers={"Content-Encoding": "gzip"}), "goes on"),
+        *(
+            (Reply(body=size + b"\r\nab\r\n0\r\n\r\n", headers=CHUNKED), "illegal chunk header")
+            for size in (b"zz", b"-1", b"+2", b"0_2", b"")
+        ),
+        (Reply(body=b"4\r\nab", headers=CHUNKED), "incomplete chunked read"),
     ],
 )
 def test_an_answer_that_is_not_whole_is_none(reply: Reply, reason: str) -> None:
@@ -249,7 +274,7 @@ def test_an_answer_that_is_not_whole_is_none(reply: Reply, reason: str) -> None:
 
 def test_an_answer_in_pieces_is_put_together() -> None:
     pieces = b"2\r\na \r\n4;x=y\r\npage\r\n0\r\n\r\n"
-    reply = Reply(body=pieces, headers={"Transfer-Encoding": "chunked"})
+    reply = Reply(body=pieces, headers=CHUNKED)
     with RestServer(lambda _: reply) as server:
         one = client(server.url)
         assert [one.get("/").body, one.get("/").body] == [b"a page", b"a page"]
@@ -267,7 +292,8 @@ def test_a_connection_that_the_server_has_ended_meanwhile_is_not_asked() -> None
         assert one._line is not None
         kept = one._line._connection
         assert kept is not None
-        assert select.select([kept.sock], [], [], 10)[0], "the server has ended it"
+        assert kept._sock is not None
+        assert select.select([kept._sock], [], [], 10)[0], "the server has ended it"
         assert one.get("/").body == b"2"
         served.join(10)
         one.close()
@@ -280,6 +306,46 @@ def _serve_two(listener: socket.socket) -> None:
         with sock:
             assert sock.recv(65536)
             sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n" + number)
+
+
+@contextlib.contextmanager
+def saying(*answers: bytes) -> Iterator[tuple[int, list[bytes]]]:
+    """The port of a server that gives these answers in turn, whoever asks over which connection,
+    and what it was asked."""
+    asked: list[bytes] = []
+    left = list(answers)
+
+    def serve() -> None:
+        while left:
+            sock, _ = listener.accept()
+            with sock:
+                while request := sock.recv(65536):
+                    asked.append(request)
+                    sock.sendall(left.pop(0))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield listener.getsockname()[1], asked
+        thread.join(20)
+        assert not thread.is_alive(), "not every answer was asked for"
+
+
+def test_what_follows_an_answer_unasked_is_not_the_next_one() -> None:
+    whole = HEAD + b"\r\na whole"
+    with saying(whole + whole.replace(b"whole", b"false"), whole) as (port, asked):
+        one = client(f"http://127.0.0.1:{port}")
+        assert [one.get("/").body, one.get("/").body] == [b"a whole", b"a whole"]
+        assert len(asked) == 2
+        one.close()
+
+
+def test_interim_answers_are_waited_out() -> None:
+    hints = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+    with saying(hints + hints + HEAD + b"\r\na whole") as (port, _):
+        one = client(f"http://127.0.0.1:{port}")
+        assert one.get("/").body == b"a whole"
+        one.close()
 
 
 # --- TLS and proxies.
@@ -336,6 +402,7 @@ def test_through_a_proxy_tls_is_the_servers_own(
         assert [one.get("/").body, one.get("/").body] == [b"a page", b"a page"]
         assert len(asked) == 1
         assert asked[0].startswith(b"CONNECT exchange.example:443 HTTP/1.")
+        assert server.headers[0]["host"] == "exchange.example"
         one.close()
 
 
@@ -349,8 +416,20 @@ def test_a_proxy_of_another_kind_is_named(proxy: str, monkeypatch: pytest.Monkey
 def test_a_proxy_that_refuses_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with RestServer(lambda _: Reply()) as proxy:
         monkeypatch.setenv("https_proxy", proxy.url)
-        with pytest.raises(RestError, match="Tunnel connection failed: 501"):
+        with pytest.raises(RestError, match="the proxy does not connect: HTTP 501"):
             client("https://exchange.example").get("/")
+
+
+def test_a_literal_address_is_asked_for_in_brackets(monkeypatch: pytest.MonkeyPatch) -> None:
+    no = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n"
+    with saying(no, no) as (port, asked):
+        monkeypatch.setenv("all_proxy", f"http://127.0.0.1:{port}")
+        for url, status in (("https://[::1]", None), ("http://[::1]:81", 502)):
+            with pytest.raises(RestError, match="HTTP 502") as caught:
+                client(url).get("/")
+            assert caught.value.status == status
+    assert asked[0].startswith(b"CONNECT [::1]:443 HTTP/1.1\r\nHost: [::1]:443\r\n")
+    assert asked[1].startswith(b"GET http://[::1]:81/ HTTP/1.1\r\nHost: [::1]:81\r\n")
 
 
 @contextlib.contextmanager

@@ -352,7 +352,7 @@ class Told(slots.Owner):
         """Nobody looks."""
 
 
-def test_a_symbol_that_is_ordered_while_the_successor_gets_ready_delays_it_by_one_answer() -> None:
+def unready_successor() -> tuple[list[Mock], Told, slots.Slot]:
     """SOL is wanted again before the old connection has left it, and the successor, which has
     not asked for it yet, says that all its symbols are answered."""
     made: list[Mock] = []
@@ -374,11 +374,24 @@ def test_a_symbol_that_is_ordered_while_the_successor_gets_ready_delays_it_by_on
     slot.subscribed(1, "BTC")
     slot.set_symbols(("BTC", "SOL"))
     slot.ready(1)
+    return made, told, slot
+
+
+def test_a_symbol_that_is_ordered_while_the_successor_gets_ready_delays_it_by_one_answer() -> None:
+    made, told, slot = unready_successor()
     assert told.counts[Field.ROTATIONS] == 0
     assert not made[0].retire.called
     slot.subscribed(1, "SOL")
     assert told.counts[Field.ROTATIONS] == 1
     made[0].retire.assert_called_once()
+
+
+def test_what_is_answered_while_all_retires_changes_no_places() -> None:
+    made, told, slot = unready_successor()
+    slot.retire()
+    slot.subscribed(1, "SOL")
+    assert told.counts[Field.ROTATIONS] == 0
+    assert [one.retire.call_count for one in made] == [1, 1]
 
 
 def test_what_the_old_one_sends_before_it_answers_the_close_is_taken(

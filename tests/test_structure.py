@@ -39,7 +39,7 @@ LEVELS = [
 LIBRARIES = {
     "confluent_kafka": {"sinks"},
     "fastavro": {"avro", "sinks"},
-    "h11": {"web", "simulator"},
+    "h11": {"network", "simulator", "web"},
     "msgspec": {"exchanges", "sinks"},
     "prometheus_client": {"web"},
     "psutil": {"supervision"},

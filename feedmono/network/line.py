@@ -1,33 +1,38 @@
 """A kept HTTP connection of which another thread can cut short whatever it waits for.
 
-The standard library's ``http.client`` makes the connection and reads the answer. A larger library
-would save the lines on redirects, proxies and gzip below, and costs each reader process 5 MiB more
-(httpx 0.28, measured).
+h11 reads and writes HTTP; the socket, TLS and who may end them are here. A whole client would save
+the lines on redirects, proxies and gzip below, and costs each reader process 5 MiB more (httpx
+0.28, measured).
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
-import http.client
 import select
 import socket
 import ssl
 import threading
 import zlib
 from collections.abc import Mapping
-from urllib.parse import SplitResult, unquote, urljoin, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+import h11
+
 OK = 200
-ERRORS = (http.client.HTTPException, zlib.error, OSError, ValueError)
-"""What `Line.get` may raise; a ValueError is a URL, a header or a proxy that can't be read."""
+ERRORS = (h11.ProtocolError, zlib.error, OSError, ValueError)
+"""What `Line.get` may raise; a ValueError is a URL, a packing or a proxy that can't be read."""
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS = 5
 _PORTS = {"http": 80, "https": 443}
-_CHUNK_BYTES = 64 * 1024
+# More than a record of TLS has (16 KiB): so none of it waits unseen in OpenSSL.
+_READ_BYTES = 64 * 1024
+_MAX_HEAD_BYTES = 64 * 1024
 _TIMEOUT_S = 20.0
+# What a URL may have unquoted (RFC 3986 2.2, 2.3), and the sign of what is quoted already.
+_URL_SIGNS = "%:/?#[]@!$&'()*+,;=~"
 
 
 class Overlong(Exception):
@@ -58,27 +63,15 @@ class Line:
         :raises Overlong: the body has more than *max_bytes*.
         :raises ERRORS: there is no whole answer.
         """
-        for redirects in range(_MAX_REDIRECTS + 1):
+        for _ in range(_MAX_REDIRECTS + 1):
             parts = urlsplit(url)
-            response = self._ask(parts)
-            try:
-                headers = {name.lower(): text for name, text in response.getheaders()}
-                following = urljoin(url, headers.get("location", ""))
-                if response.status == OK:
-                    return OK, headers, _body(response, max_bytes)
-            finally:
-                # What is left of an answer would stand before the next one.
-                if not response.isclosed():
-                    response.close()
-                    self.close()
-            if (
-                response.status not in _REDIRECTS
-                or urlsplit(following).scheme != parts.scheme
-                or redirects == _MAX_REDIRECTS
-            ):
+            status, headers, body = self._ask(parts, max_bytes)
+            if status not in _REDIRECTS or not headers.get("location"):
                 break
-            url = following
-        return response.status, headers, b""
+            url = urljoin(url, quote(headers["location"].encode("latin-1"), safe=_URL_SIGNS))
+            if urlsplit(url).scheme != parts.scheme:
+                break
+        return status, headers, body
 
     def cut(self) -> None:
         """Ends what another thread waits for, and what it would begin to wait for."""
@@ -94,25 +87,37 @@ class Line:
         if connection is not None:
             connection.close()
 
-    def _ask(self, parts: SplitResult) -> http.client.HTTPResponse:
-        """Asks for a URL; the answer's head."""
+    def _ask(self, parts: SplitResult, max_bytes: int) -> tuple[int, Mapping[str, str], bytes]:
+        """As `get`, of that very URL."""
         if parts.scheme not in _PORTS or not parts.hostname:
             raise ValueError("the address must be http://HOST or https://HOST")
         connection = self._connection
-        if connection is None or not connection.serves(parts):
-            self.close()
-            connection = _Connection(parts, self._context(parts.scheme))
-            with self._lock:
-                self._connection = connection
-                if self._is_cut:
-                    connection.cut()
+        is_kept = False
         try:
-            target = connection.target(parts)
-            connection.request("GET", target, headers={**self._headers, **connection.credentials})
-            return connection.getresponse()
-        except BaseException:
-            self.close()
-            raise
+            if connection is None or not connection.serves(parts):
+                connection = self._connect(parts)
+            head = connection.ask(parts, self._headers)
+            headers = {name.decode(): text.decode("latin-1") for name, text in head.headers}
+            if head.status_code != OK:
+                return head.status_code, headers, b""
+            body = connection.body(headers.get("content-encoding", "identity"), max_bytes)
+            is_kept = connection.goes_on()
+            return OK, headers, body
+        finally:
+            # What is left of an answer would stand before the next one.
+            if not is_kept:
+                self.close()
+
+    def _connect(self, parts: SplitResult) -> _Connection:
+        """A new connection, which `cut` knows before it waits for anything."""
+        self.close()
+        connection = _Connection(parts, self._context(parts.scheme))
+        with self._lock:
+            self._connection = connection
+            if self._is_cut:
+                connection.cut()
+        connection.open()
+        return connection
 
     def _context(self, scheme: str) -> ssl.SSLContext | None:
         if scheme == "https" and self._tls is None:
@@ -121,7 +126,7 @@ class Line:
         return self._tls if scheme == "https" else None
 
 
-class _Connection(http.client.HTTPConnection):
+class _Connection:
     """A connection to the server of a URL, through a proxy if there is one."""
 
     def __init__(self, parts: SplitResult, tls: ssl.SSLContext | None) -> None:
@@ -130,57 +135,129 @@ class _Connection(http.client.HTTPConnection):
         self._origin = parts.scheme, parts.netloc
         self._tls = tls
         self._server = parts.hostname
-        self._cut_lock = threading.Lock()
-        self._is_cut = False
+        # A literal IPv6 address in brackets (RFC 3986 3.2.2).
+        self._host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        self._port = parts.port or _PORTS[parts.scheme]
+        self._proxy = _proxy(parts)
+        self._http = _client()
+        self._sock: socket.socket | None = None
         self._below: socket.socket | None = None
         """The socket below TLS once more: TLS takes it over before it has one of its own."""
-        self._proxy = _proxy(parts)
-        self.credentials: Mapping[str, str] = {}
-        """The headers of each request for the proxy."""
-        at, port = self._proxy or parts, _PORTS[parts.scheme]
-        super().__init__(at.hostname or "", at.port or _PORTS[at.scheme], timeout=_TIMEOUT_S)
-        if self._proxy is not None and tls is not None:
-            self.set_tunnel(parts.hostname, parts.port or port, _credentials(self._proxy))
-        elif self._proxy is not None:
-            self.credentials = _credentials(self._proxy)
+        self._lock = threading.Lock()
+        self._is_cut = False
 
-    def serves(self, parts: SplitResult) -> bool:
-        """Whether it is of use for that URL: to the same server, and not ended meanwhile."""
-        if (parts.scheme, parts.netloc) != self._origin:
-            return False
-        return self.sock is None or not _is_readable(self.sock)
-
-    def target(self, parts: SplitResult) -> str:
-        """What stands in the request for that URL."""
-        parts = parts._replace(path=parts.path or "/", fragment="")
-        if self._proxy is None or self._tls is not None:
-            parts = parts._replace(scheme="", netloc="")
-        return parts.geturl()
-
-    def connect(self) -> None:
-        """Connects; called by `request`."""
-        super().connect()
-        with self._cut_lock:
-            self._below = self.sock.dup()
+    def open(self) -> None:
+        """Connects."""
+        proxy = self._proxy
+        to = (self._server, self._port)
+        if proxy is not None:
+            to = (proxy.hostname or "", proxy.port or _PORTS[proxy.scheme])
+        sock = socket.create_connection(to, _TIMEOUT_S)
+        with self._lock:
+            self._sock = sock
+            self._below = sock.dup()
             if self._is_cut:
                 _shut(self._below)
         if self._tls is not None:
-            self.sock = self._tls.wrap_socket(self.sock, server_hostname=self._server)
+            if proxy is not None:
+                self._tunnel(sock, proxy)
+            self._sock = self._tls.wrap_socket(sock, server_hostname=self._server)
+
+    def _tunnel(self, sock: socket.socket, proxy: SplitResult) -> None:
+        """Has the proxy lead everything that follows to the server."""
+        to = f"{self._host}:{self._port}"
+        http = _client()
+        head = _ask(http, sock, "CONNECT", to, {"Host": to, **_credentials(proxy)})
+        if not 200 <= head.status_code < 300:
+            raise OSError(f"the proxy does not connect: HTTP {head.status_code}")
+        if http.trailing_data[0]:
+            raise OSError("the proxy sent something before it was asked for it")
+
+    def serves(self, parts: SplitResult) -> bool:
+        """Whether it is of use for that URL: to the same server, and not ended meanwhile."""
+        if (parts.scheme, parts.netloc) != self._origin or self._sock is None:
+            return False
+        # What came without being asked for would be the next answer.
+        return not _is_readable(self._sock)
+
+    def ask(self, parts: SplitResult, headers: Mapping[str, str]) -> h11.Response:
+        """Asks for a URL; the answer's head."""
+        assert self._sock is not None, "it is open"
+        parts = parts._replace(path=parts.path or "/", fragment="")
+        host = self._host if self._port == _PORTS[parts.scheme] else f"{self._host}:{self._port}"
+        if self._proxy is not None and self._tls is None:
+            headers = {**headers, **_credentials(self._proxy)}
+        else:
+            parts = parts._replace(scheme="", netloc="")
+        return _ask(self._http, self._sock, "GET", parts.geturl(), {"Host": host, **headers})
+
+    def body(self, packed: str, max_bytes: int) -> bytes:
+        """The whole body, unpacked.
+
+        :raises Overlong: it has more than *max_bytes*.
+        """
+        assert self._sock is not None, "it is open"
+        if packed.lower() not in ("gzip", "x-gzip", "identity"):
+            raise ValueError(f"the answer is packed in an unknown way: {packed[:60]!r}")
+        unpack = None if packed.lower() == "identity" else zlib.decompressobj(16 + zlib.MAX_WBITS)
+        body = bytearray()
+        while isinstance(event := _next(self._http, self._sock), h11.Data):
+            room = max_bytes + 1 - len(body)
+            body += unpack.decompress(event.data, room) if unpack else event.data
+            if len(body) > max_bytes:
+                raise Overlong
+            if unpack is not None and unpack.unused_data:
+                raise ValueError("the answer goes on behind what is packed in it")
+        if unpack is not None and not unpack.eof:
+            raise ValueError("the answer ends within what is packed in it")
+        return bytes(body)
+
+    def goes_on(self) -> bool:
+        """Whether another request may follow the answer that was read."""
+        http = self._http
+        if http.states != {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE} or http.trailing_data[0]:
+            return False
+        http.start_next_cycle()
+        return True
 
     def cut(self) -> None:
         """Ends what is waited for, now or later; from any thread."""
-        with self._cut_lock:
+        with self._lock:
             self._is_cut = True
-            for sock in (self._below, self.sock):
-                if sock is not None:
-                    _shut(sock)
+            if self._below is not None:
+                _shut(self._below)
 
     def close(self) -> None:
-        super().close()
-        with self._cut_lock:
-            below, self._below = self._below, None
-        if below is not None:
-            below.close()
+        """Ends it."""
+        with self._lock:
+            socks, self._sock, self._below = (self._sock, self._below), None, None
+        for sock in socks:
+            if sock is not None:
+                sock.close()
+
+
+def _client() -> h11.Connection:
+    return h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD_BYTES)
+
+
+def _ask(
+    http: h11.Connection, sock: socket.socket, method: str, target: str, headers: Mapping[str, str]
+) -> h11.Response:
+    """Sends a request without a body; the answer's head."""
+    request = h11.Request(method=method, target=target, headers=list(headers.items()))
+    sock.sendall((http.send(request) or b"") + (http.send(h11.EndOfMessage()) or b""))
+    while not isinstance(event := _next(http, sock), h11.Response):
+        # Interim answers say that one will come (RFC 9110 15.2).
+        if not isinstance(event, h11.InformationalResponse):
+            raise OSError("the connection ended before there was an answer")
+    return event
+
+
+def _next(http: h11.Connection, sock: socket.socket) -> object:
+    """The event that comes next."""
+    while (event := http.next_event()) is h11.NEED_DATA:
+        http.receive_data(sock.recv(_READ_BYTES))
+    return event
 
 
 def _proxy(parts: SplitResult) -> SplitResult | None:
@@ -206,23 +283,6 @@ def _credentials(proxy: SplitResult) -> dict[str, str]:
     return {"Proxy-Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
 
 
-def _body(response: http.client.HTTPResponse, max_bytes: int) -> bytes:
-    """The whole body, unpacked."""
-    packed = (response.getheader("Content-Encoding") or "identity").lower()
-    if packed not in ("gzip", "x-gzip", "identity"):
-        raise ValueError(f"the answer is packed in an unknown way: {packed[:60]!r}")
-    unpack = None if packed == "identity" else zlib.decompressobj(16 + zlib.MAX_WBITS)
-    body = bytearray()
-    while chunk := response.read(_CHUNK_BYTES):
-        body += unpack.decompress(chunk, max_bytes + 1 - len(body)) if unpack else chunk
-        if len(body) > max_bytes:
-            raise Overlong
-    # With a length told, a connection that ends early is no error to http.client.
-    if response.length or (unpack is not None and not unpack.eof):
-        raise http.client.HTTPException("the connection ended within the answer")
-    return bytes(body)
-
-
 def _is_readable(sock: socket.socket) -> bool:
     poll = select.poll()
     poll.register(sock, select.POLLIN)
@@ -230,6 +290,5 @@ def _is_readable(sock: socket.socket) -> bool:
 
 
 def _shut(sock: socket.socket) -> None:
-    # Of the socket below TLS: its own shutdown is not for a second thread.
     with contextlib.suppress(OSError):
-        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        sock.shutdown(socket.SHUT_RDWR)

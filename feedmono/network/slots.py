@@ -340,7 +340,7 @@ class Slot:
                 self._tell(messages.SUBSCRIBED, number, symbol)
                 self._owner.changed()
                 # One that was ordered while the successor got ready is answered only now.
-                if place is self._successor and place.ready:
+                if place is self._successor and place.ready and not self._stopped:
                     self._replace_if_able(place)
 
     def unsubscribed(self, number: int, symbol: str) -> None:
