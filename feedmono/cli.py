@@ -111,9 +111,7 @@ def _add_running(commands: _Commands) -> None:
 
     _command(commands, "top", _top, "the running instance live, with the last minutes; q ends it")
 
-    report = _command(
-        commands, "report", _report, "what an instance did, against its budgets, as two tables"
-    )
+    report = _command(commands, "report", _report, "what an instance did, against its budgets")
     report.add_argument(
         "--for",
         dest="for_s",
@@ -125,7 +123,7 @@ def _add_running(commands: _Commands) -> None:
         "--format",
         choices=("table", "markdown", "json", "html"),
         default="table",
-        help="html: one file with plots, to be sent to one",
+        help="html: one self-contained file with plots",
     )
 
     _command(commands, "reload", _reload, "have the running instance read its configuration again")
@@ -425,8 +423,11 @@ def _tail(args: argparse.Namespace) -> int:
         return 2
     show = tail.as_json if args.format == "json" else tail.as_text
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for trade in tail.follow(config, wanted, args.symbol):
-        print(show(trade), flush=True)
+    try:
+        for trade in tail.follow(config, wanted, args.symbol):
+            print(show(trade), flush=True)
+    except tail.TailError as error:
+        return _fail(error)
     return 0
 
 

@@ -9,6 +9,7 @@ import pty
 import re
 import select
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -99,6 +100,18 @@ def test_tail_of_an_unknown_exchange_or_symbol_names_those_there_are(tmp_path: P
     result = feedmono(tmp_path, "tail", "kraken", "XBT/USD")
     assert result.returncode == 2
     assert "BTC/USD, ETH/USD" in result.stderr
+
+
+def test_tail_without_a_broker_says_so_in_a_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        closed = f"127.0.0.1:{taken.getsockname()[1]}"
+    result = feedmono(
+        tmp_path, "tail", FEEDMONO_SINK="kafka", FEEDMONO_KAFKA_BOOTSTRAP_SERVERS=closed
+    )
+    assert result.returncode == 1
+    (told,) = result.stderr.splitlines()
+    assert told.startswith(("feedmono: binance: ", "feedmono: kraken: "))
+    assert closed in told
 
 
 def test_check_online_says_what_answers_and_fails_if_something_does_not(tmp_path: Path) -> None:

@@ -14,14 +14,19 @@ from feedmono.sinks import kinds
 _QUEUE = 1000
 
 
+class TailError(Exception):
+    """What is stored can't be followed; its text says why."""
+
+
 def follow(
     config: Config, exchanges: list[str], symbol: str | None
 ) -> Iterator[Mapping[str, object]]:
     """The trades of these exchanges, of one symbol or of all, in the order they are stored.
 
-    :raises Exception: what a source could not do.
+    :raises TailError: the sink, or what it holds, can't be read.
     """
     sink = kinds.configured(config)
+    troubles: tuple[type[Exception], ...] = (OSError, ValueError, *sink.troubles())
     passing: queue.Queue[Mapping[str, object] | Exception] = queue.Queue(_QUEUE)
 
     def read(exchange: str) -> None:
@@ -29,7 +34,9 @@ def follow(
             for trade in sink.source(config, exchange).follow():
                 if trade is not None and symbol in (None, trade["symbol"]):
                     passing.put(trade)
-        except Exception as error:
+        except troubles as error:
+            passing.put(TailError(f"{exchange}: {error}"))
+        except Exception as error:  # raised where somebody waits
             passing.put(error)
 
     for exchange in exchanges:
