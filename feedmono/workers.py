@@ -39,9 +39,8 @@ def set_title(role: str) -> None:
 
 
 def settle(role: str, parent_pid: int) -> None:
-    """Makes the calling process a worker: it dies with *parent_pid*, leaves Ctrl-C and
-    a hang-up to it, and
-    carries a title that ``ps`` shows.
+    """Makes the calling process a worker: it dies with *parent_pid*, leaves Ctrl-C and a
+    hang-up to it, and carries a title that ``ps`` shows.
 
     SIGKILL, because a stopped process does not act on SIGTERM.
 

@@ -55,7 +55,7 @@ def _survives(path: Path, damaged: bytes, wal: bytes | None = None) -> tuple[Led
     for event, fields in heard.errors:
         assert event == "set a ledger aside that can't be read"
         assert fields["path"] == str(aside)
-        assert fields["reason"]
+        assert fields["error"]
         assert (ledger.symbols, ledger.sequence, ledger.mark) == ({}, -1, None)
     found = Content(dict(ledger.symbols), {}, ledger.sequence, ledger.mark, 0)
     deliver(ledger, 5, 7, symbol="NEW")

@@ -52,7 +52,7 @@ class Heard(log.Log):
         self.events.append(event)
 
     def warning(self, event: str, **fields: object) -> None:
-        assert fields["reason"]
+        assert fields["error"]
         assert str(fields["path"]).endswith(samples.FILE)
         self.events.append(event)
 

@@ -103,13 +103,6 @@ class Described:
     mapping: TradeMapping
 
 
-class _Text(Kind):
-    """Any text but an empty one; numbers and truth values are their text."""
-
-    def parse(self, value: object, folder: Path) -> str:
-        return _text(value)
-
-
 @dataclass(frozen=True, slots=True)
 class _FilePath(Kind):
     def parse(self, value: object, folder: Path) -> Path:

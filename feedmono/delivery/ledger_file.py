@@ -108,7 +108,7 @@ def open_file(path: Path, log: Log) -> tuple[sqlite3.Connection, Content]:
         log.error(
             "set a ledger aside that can't be read",
             path=str(aside),
-            reason=str(error),
+            error=str(error),
             consequence="what was delivered before is not known; a repeat of it is stored again",
         )
     try:

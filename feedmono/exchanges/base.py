@@ -132,7 +132,7 @@ class Unanswered:
 
 @dataclass(frozen=True, slots=True)
 class Shutdown:
-    """The exchange announced that it will end this connection: reconnect."""
+    """The exchange announced that it will end this connection: it is replaced before."""
 
     reason: str
 

@@ -69,8 +69,6 @@ def _load() -> tuple[ModuleType | None, str]:
 
 _module, _description = _load()
 
-is_built = _module is not None
-"""Whether there is an extension for this Python."""
 frames = cast("Frames", _module or plain_frames)
 """Frame cutting and ring."""
 trades = _module

@@ -289,7 +289,8 @@ def _lines(
     own = [row for row in rows if row.exchange == total.exchange]
     fastest = max(row.trades / row.span_s for row in in_steps(own, 1))
     rates = f"{total.trades / total.span_s:,.1f} trades/s, at most {fastest:,.0f}"
-    lines = [
+    exceeded = _counted("budget exceeded", sum(reasons.budgets.values()), reasons.budgets)
+    return [
         Line("messages", f"{total.frames:,}", OK if total.frames else NOTE),
         Line("trades", f"{total.trades:,}", OK if total.trades else NOTE),
         Line("delivered", f"{total.delivered:,}", OK if total.delivered else NOTE),
@@ -299,6 +300,7 @@ def _lines(
         Line("CPU", f"{total.cpu_cores:.3f} cores, at most {_highest(own):.3f}", cpu),
         Line("RAM", f"at most {_mib(total.memory_bytes)}", ram),
         Line("ring", f"at most {_mib(total.ring_used_bytes)} waiting", OK),
+        *([exceeded] if reasons.budgets else []),
         Line("connected", f"{total.connected:.1%} of the time", _note(total.connected < 1)),
         _counted("reconnections", total.reconnects, reasons.reconnects),
         _counted("restarts of workers", total.restarts, reasons.restarts),
@@ -308,10 +310,6 @@ def _lines(
         Line("dead letters", f"{total.dead_letters:,}", FAILED if total.dead_letters else OK),
         payload(checked),
     ]
-    if reasons.budgets:
-        exceeded = _counted("budget exceeded", sum(reasons.budgets.values()), reasons.budgets)
-        lines.insert(9, exceeded)
-    return lines
 
 
 def payload(checked: Checked) -> Line:

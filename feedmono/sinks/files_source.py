@@ -132,7 +132,7 @@ class FilesSource(Source):
         except FileNotFoundError:
             return
         except NotAContainer as error:
-            self._log.error("left a damaged file", path=str(file.path), reason=str(error))
+            self._log.error("left a damaged file", path=str(file.path), error=str(error))
 
     def _header(
         self, file: SegmentFile, reader: ContainerReader

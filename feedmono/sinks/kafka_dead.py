@@ -46,7 +46,7 @@ class Copies:
         """Writes the payload and syncs it; False, and an error in the log, if it could not be."""
         digest = hashlib.sha256(payload).hexdigest()[:16]
         path = self._folder / f"{self._exchange}-{sequence}-{digest}.bin"
-        about = {"file": str(path), "size_bytes": len(payload), "reason": reason}
+        about = {"path": str(path), "size_bytes": len(payload), "reason": reason}
         try:
             if path.exists():
                 return True

@@ -257,7 +257,7 @@ class Resender:
             return False
         # Refused, or there after all: what the round's messages meet tells.
         for problem in self._creation.problems(time.monotonic()):
-            self._log.warning("a topic is missing", problem=problem)
+            self._log.warning("a topic is missing", error=problem)
         return True
 
     def _begin_round(self, producer: Producer) -> None:

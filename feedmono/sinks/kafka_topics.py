@@ -120,7 +120,7 @@ def prepare(config: KafkaConfig, topics: Topics, log: Log) -> Limits:
     if missing:
         if problems := Creation(admin, config, topics, missing).problems(deadline):
             raise BrokerTrouble("; ".join(problems))
-        log.info("created topics", topics=missing, partitions=config.partitions)
+        log.info("created topics", topics=missing, partitions_of_trades=config.partitions)
     return Limits(*_read_limits(admin, (topics.raw, topics.trades, topics.dead), log, deadline))
 
 
@@ -149,7 +149,7 @@ def _read_limits(admin: AdminClient, names: Iterable[str], log: Log, deadline: f
                 "a topic's limit is unknown, the default is assumed",
                 topic=resource.name,
                 limit_bytes=DEFAULT_LIMIT_BYTES,
-                reason=describe(error),
+                error=describe(error),
             )
             limits.append(DEFAULT_LIMIT_BYTES)
     return limits

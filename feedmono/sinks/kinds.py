@@ -62,15 +62,15 @@ class Kind(ABC):
     def troubles(self) -> tuple[type[Exception], ...]:
         """What its source may raise beside `OSError`."""
 
-    def probes(self, _config: Config) -> Mapping[str, Callable[[], str]]:
+    def probes(self, config: Config) -> Mapping[str, Callable[[], str]]:
         """Tries of what it needs, by name: each tells what it found, or raises."""
         return {}
 
-    def folders(self, _config: Config) -> Mapping[str, Path]:
+    def folders(self, config: Config) -> Mapping[str, Path]:
         """Whose disks it fills, by the configuration's keys."""
         return {}
 
-    def lacks(self, _config: Config, _exchange: str) -> str:
+    def lacks(self, config: Config, exchange: str) -> str:
         """Why there is nothing to read; empty if there is, or that can't be told."""
         return ""
 

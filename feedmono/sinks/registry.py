@@ -116,7 +116,7 @@ class SchemaRegistry:
                 if error.http_status_code not in _READ_ONLY:
                     raise
                 # Where others manage the schemas, the id may still be had.
-                log.warning("compatibility not set", subject=subject, now=level, reason=str(error))
+                log.warning("compatibility not set", subject=subject, now=level, error=str(error))
             else:
                 log.info("compatibility set", subject=subject, now=COMPATIBILITY, before=level)
 

@@ -173,7 +173,7 @@ class Store:
     def _tell(self, event: str, error: Exception) -> None:
         if self._told != event:
             self._told = event
-            self._log.warning(event, path=str(self._path), reason=str(error))
+            self._log.warning(event, path=str(self._path), error=str(error))
 
     def _write(self, now_s: float | None) -> None:
         with contextlib.closing(_open(self._path)) as connection:

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
 STATES = (
-    "starting", "connecting", "flowing", "partial", "waiting", "restarting", "stopped",
+    "starting", "connecting", "flowing", "partial", "waiting", "restarting", "ending",
+    "stopped",
 )  # fmt: skip
 """Of an exchange, as `ExchangeStatus.state` has them."""
 RESTART_REASONS = ("crashed", "hung", "memory", "ring", "reload")

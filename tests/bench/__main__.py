@@ -240,7 +240,7 @@ def machine() -> str:
         platform.machine(),
     )
     return (
-        f"{os.cpu_count()} cores ({model}), Linux {platform.release()}, Python "
+        f"{os.cpu_count()} cores ({model}), Linux {platform.release().partition('-')[0]}, Python "
         f"{platform.python_version()}"
     )
 
