@@ -498,5 +498,6 @@ static PyType_Spec fast_path_spec = {
 
 int feedmono_add_fast_path(PyObject *module)
 {
-    return add_type(module, &fast_path_spec, "FastPath");
+    static PyTypeObject *type;
+    return add_type(module, &fast_path_spec, "FastPath", &type);
 }

@@ -8,14 +8,13 @@
 
 #define MAX_STEPS 64
 #define MAX_SHARED 8
-#define MAX_RECORD_BYTES 2048
 #define MAX_SYMBOLS 10000
 #define MAX_FACTOR_DIGITS 19
 
 enum task {
     HEAD,     /* what only changes with the symbol */
     BYTES,    /* the same bytes in each record */
-    TEXT,     /* a text */
+    STRING,   /* a text */
     DIGITS,   /* a number as text */
     PRODUCT,  /* of two decimal texts, as text */
     LONG,     /* a number */
@@ -52,16 +51,12 @@ typedef struct {
     Step step[MAX_STEPS];
 } Encoder;
 
-/* A record being written. */
-typedef struct {
-    int size;
-    char bytes[MAX_RECORD_BYTES];
-} Body;
+static PyTypeObject *encoder_type;
 
 /* What the steps of one record take. */
 typedef struct {
     int fields;
-    PyObject *trade;
+    const Cell *cells;
     PyObject *head;
     const int64_t *shared;
 } Source;
@@ -94,23 +89,38 @@ static int add_text(Body *body, const char *text, Py_ssize_t size)
     return add_long(body, size) && add_bytes(body, text, size);
 }
 
-/* An ASCII text that a string object holds. */
-static int text_of(PyObject *object, const char **text, Py_ssize_t *size)
+/* What a field of a trade holds. */
+static Cell cell_of(PyObject *object)
 {
-    if (!PyUnicode_CheckExact(object) || !PyUnicode_IS_COMPACT_ASCII(object))
-        return 0;
-    *text = (const char *)PyUnicode_1BYTE_DATA(object);
-    *size = PyUnicode_GET_LENGTH(object);
-    return 1;
+    Cell cell = {.kind = OBJECT, .is.object = object};
+    if (object == Py_None) {
+        cell.kind = NOTHING;
+    } else if (PyUnicode_CheckExact(object) && PyUnicode_IS_COMPACT_ASCII(object)) {
+        cell.kind = TEXT;
+        cell.is.text = (const char *)PyUnicode_1BYTE_DATA(object);
+        cell.size = PyUnicode_GET_LENGTH(object);
+    }
+    return cell;
+}
+
+static int is_null(const Cell *cell)
+{
+    return cell->kind == NOTHING || (cell->kind == OBJECT && cell->is.object == Py_None);
 }
 
 /* A number of the trade or of its frame. */
 static int number_of(const Source *source, int value, int64_t *number)
 {
-    if (value < source->fields)
-        return integer_of(PyTuple_GET_ITEM(source->trade, value), number);
-    *number = source->shared[value - source->fields];
-    return 1;
+    if (value >= source->fields) {
+        *number = source->shared[value - source->fields];
+        return 1;
+    }
+    const Cell *cell = &source->cells[value];
+    if (cell->kind == NUMBER) {
+        *number = cell->is.number;
+        return 1;
+    }
+    return cell->kind == OBJECT && integer_of(cell->is.object, number);
 }
 
 /* Writes the digits of a number so that they end at `end`, at least so many; where they begin. */
@@ -122,12 +132,11 @@ static char *write_digits(char *end, uint64_t number, int least)
 }
 
 /* The digits of a plain decimal text as one whole number, and how many stand behind the point. */
-static int factor_of(PyObject *object, uint64_t *digits, int *decimals)
+static int factor_of(const Cell *cell, uint64_t *digits, int *decimals)
 {
-    const char *text;
-    Py_ssize_t size;
-    if (!text_of(object, &text, &size) || skip_decimal(text) != text + size
-        || size > MAX_FACTOR_DIGITS + 1)
+    const char *text = cell->is.text;
+    Py_ssize_t size = cell->size;
+    if (cell->kind != TEXT || skip_decimal(text) != text + size || size > MAX_FACTOR_DIGITS + 1)
         return 0;
     const char *point = memchr(text, '.', size);
     if (point == NULL && size > MAX_FACTOR_DIGITS)
@@ -141,7 +150,7 @@ static int factor_of(PyObject *object, uint64_t *digits, int *decimals)
 }
 
 /* The exact product: as many decimals as both factors have together. */
-static int add_product(Body *body, PyObject *one, PyObject *other)
+static int add_product(Body *body, const Cell *one, const Cell *other)
 {
     static const uint64_t half = 10000000000000000000u; /* 10^19 */
     uint64_t factors[2];
@@ -189,37 +198,35 @@ static int is_below(const Source *source, const Step *step, int64_t *number)
     return number_of(source, step->value, number) && *number >= 0 && *number < step->number;
 }
 
-static int add_boolean(Body *body, PyObject *object)
+static int add_boolean(Body *body, const Cell *cell)
 {
-    if (!PyBool_Check(object))
+    if (cell->kind != OBJECT || !PyBool_Check(cell->is.object))
         return 0;
-    return add_bytes(body, object == Py_True ? "\1" : "\0", 1);
+    return add_bytes(body, cell->is.object == Py_True ? "\1" : "\0", 1);
 }
 
 static int take_step(const Step *step, const Source *source, Body *body)
 {
-    const char *text;
-    Py_ssize_t size;
+    const Cell *cell;
     int64_t number;
     switch (step->task) {
     case HEAD:
         return add_bytes(body, PyBytes_AS_STRING(source->head), PyBytes_GET_SIZE(source->head));
     case BYTES:
         return add_bytes(body, step->bytes, step->size);
-    case TEXT:
-        return text_of(PyTuple_GET_ITEM(source->trade, step->value), &text, &size)
-            && add_text(body, text, size);
+    case STRING:
+        cell = &source->cells[step->value];
+        return cell->kind == TEXT && add_text(body, cell->is.text, cell->size);
     case DIGITS:
         return add_digits(body, source, step->value);
     case PRODUCT:
-        return add_product(body, PyTuple_GET_ITEM(source->trade, step->value),
-                           PyTuple_GET_ITEM(source->trade, step->other));
+        return add_product(body, &source->cells[step->value], &source->cells[step->other]);
     case LONG:
         return add_number(body, source, step);
     case ENUM:
         return is_below(source, step, &number) && add_long(body, number);
     case BOOLEAN:
-        return add_boolean(body, PyTuple_GET_ITEM(source->trade, step->value));
+        return add_boolean(body, &source->cells[step->value]);
     case RANGE:
         return is_below(source, step, &number);
     default:
@@ -232,10 +239,10 @@ static int take_steps(const Encoder *self, const Source *source, Body *body)
     for (int i = 0; i < self->steps; i++) {
         const Step *step = &self->step[i];
         if (step->task == OPTIONAL) {
-            int is_null = PyTuple_GET_ITEM(source->trade, step->value) == Py_None;
-            if (!add_bytes(body, is_null ? "\0" : "\2", 1))
+            int skips = is_null(&source->cells[step->value]);
+            if (!add_bytes(body, skips ? "\0" : "\2", 1))
                 return 0;
-            i += is_null;
+            i += skips;
         } else if (!take_step(step, source, body)) {
             return 0;
         }
@@ -267,10 +274,9 @@ static PyObject *new_head(Encoder *self, PyObject *symbol, PyObject *name)
     return head;
 }
 
-/* The head for a symbol whose canonical one is `name`. A new reference; NULL, perhaps with an
-   exception. */
-static PyObject *head_for(Encoder *self, PyObject *symbol, PyObject *name)
+PyObject *feedmono_head_for(PyObject *encoder, PyObject *symbol, PyObject *name)
 {
+    Encoder *self = (Encoder *)encoder;
     if (!PyUnicode_CheckExact(name))
         return NULL;
     PyObject *pair = PyDict_GetItemWithError(self->heads, symbol);
@@ -292,32 +298,47 @@ static PyObject *head_for(Encoder *self, PyObject *symbol, PyObject *name)
 
 /* --- The type */
 
+int feedmono_is_encoder(PyObject *object)
+{
+    return Py_TYPE(object) == encoder_type;
+}
+
+int feedmono_encode(PyObject *encoder, const Cell *cells, PyObject *head, const int64_t *shared,
+                    Body *body)
+{
+    const Encoder *self = (Encoder *)encoder;
+    Source source = {self->fields, cells, head, shared};
+    body->size = 0;
+    return take_steps(self, &source, body);
+}
+
 /* One trade's record. NULL, perhaps with an exception, if the encoder in Python is to do it. */
 static PyObject *encode_trade(
     Encoder *self, PyObject *trade, PyObject *canonical, const int64_t *shared)
 {
-    Source source = {self->fields, trade, NULL, shared};
     Body body;
-    PyObject *encoded = NULL;
+    Cell cells[MAX_TRADE_FIELDS];
+    PyObject *head, *encoded = NULL;
     if (!PyTuple_Check(trade) || PyTuple_GET_SIZE(trade) != self->fields)
         return NULL;
     PyObject *symbol = PyTuple_GET_ITEM(trade, self->symbol);
     if (!PyUnicode_CheckExact(symbol))
         return NULL;
     PyObject *name = PyDict_GetItemWithError(canonical, symbol);
-    if (name == NULL || (source.head = head_for(self, symbol, name)) == NULL)
+    if (name == NULL || (head = feedmono_head_for((PyObject *)self, symbol, name)) == NULL)
         return NULL;
-    body.size = 0;
-    if (take_steps(self, &source, &body) && (encoded = new_tuple(self->encoded, 2)) != NULL) {
-        Py_INCREF(symbol);
-        PyTuple_SET_ITEM(encoded, 0, symbol);
+    for (int i = 0; i < self->fields; i++)
+        cells[i] = cell_of(PyTuple_GET_ITEM(trade, i));
+    if (feedmono_encode((PyObject *)self, cells, head, shared, &body)
+        && (encoded = new_tuple(self->encoded, 2)) != NULL) {
+        PyTuple_SET_ITEM(encoded, 0, Py_NewRef(symbol));
         PyObject *bytes = PyBytes_FromStringAndSize(body.bytes, body.size);
         if (bytes == NULL)
             Py_CLEAR(encoded);
         else
             PyTuple_SET_ITEM(encoded, 1, bytes);
     }
-    Py_DECREF(source.head);
+    Py_DECREF(head);
     return encoded;
 }
 
@@ -369,7 +390,7 @@ static PyObject *encoder_encode(Encoder *self, PyObject *const *args, Py_ssize_t
 
 static int is_step(const Encoder *self, const Step *step)
 {
-    int from_trade = step->task == TEXT || step->task == PRODUCT || step->task == BOOLEAN
+    int from_trade = step->task == STRING || step->task == PRODUCT || step->task == BOOLEAN
         || step->task == OPTIONAL;
     int values = self->fields + (from_trade ? 0 : self->shared);
     return step->value >= 0 && step->value < values && step->other >= 0
@@ -497,5 +518,5 @@ static PyType_Spec encoder_spec = {
 
 int feedmono_add_records(PyObject *module)
 {
-    return add_type(module, &encoder_spec, "TradeEncoder");
+    return add_type(module, &encoder_spec, "TradeEncoder", &encoder_type);
 }

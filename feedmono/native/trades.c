@@ -11,7 +11,6 @@
 
 #define MAX_KEYS 24
 #define MAX_CHOICES 8
-#define MAX_ROWS 256
 #define MAX_DEPTH 16
 #define MAX_DIGITS 18
 #define SLOTS 64
@@ -76,17 +75,14 @@ typedef struct {
     int64_t max_symbol_chars;
     int64_t max_decimal_chars;
     PyObject *stream;    /* the origin where the frame tells none */
+    int symbol;          /* its field */
     Object frame;
     Object row;
     PyObject *names[NAMES]; /* symbols met before, by a hash of their bytes */
+    Rows rows;           /* what is read of a frame so far */
 } Reader;
 
-/* What is read of a frame so far. */
-typedef struct {
-    PyObject *origin; /* borrowed */
-    int count;
-    PyObject *trades[MAX_ROWS];
-} Found;
+static PyTypeObject *reader_type;
 
 static unsigned slot_of(const char *text, Py_ssize_t size)
 {
@@ -202,15 +198,6 @@ static const char *skip_value(const char *p, int depth)
 
 /* --- Values */
 
-/* Puts a value, whose reference it takes, where the key says; 0 if there is none. */
-static int put(const Key *key, PyObject *trade, PyObject *value)
-{
-    if (value == NULL)
-        return 0;
-    PyTuple_SET_ITEM(trade, key->targets[0], value);
-    return 1;
-}
-
 static PyObject *new_text(const char *text, Py_ssize_t size)
 {
     PyObject *made = PyUnicode_New(size, 127);
@@ -219,13 +206,12 @@ static PyObject *new_text(const char *text, Py_ssize_t size)
     return made;
 }
 
-/* A symbol's text, the same object each time as long as its place is not taken by another. */
-static PyObject *symbol_text(Reader *self, const char *text, Py_ssize_t size)
+PyObject *feedmono_symbol_text(PyObject *reader, const char *text, Py_ssize_t size)
 {
     uint32_t hash = 2166136261u; /* FNV-1a */
     for (Py_ssize_t i = 0; i < size; i++)
         hash = (hash ^ (unsigned char)text[i]) * 16777619u;
-    PyObject **place = &self->names[(hash ^ hash >> 16) % NAMES];
+    PyObject **place = &((Reader *)reader)->names[(hash ^ hash >> 16) % NAMES];
     if (*place == NULL || PyUnicode_GET_LENGTH(*place) != size
         || memcmp(PyUnicode_1BYTE_DATA(*place), text, size) != 0) {
         PyObject *made = new_text(text, size);
@@ -233,11 +219,23 @@ static PyObject *symbol_text(Reader *self, const char *text, Py_ssize_t size)
             return NULL;
         Py_XSETREF(*place, made);
     }
-    Py_INCREF(*place);
-    return *place;
+    return Py_NewRef(*place);
 }
 
-static const char *read_symbol(Reader *self, const Key *key, const char *p, PyObject *trade)
+static void put_text(Cell *cell, const char *text, Py_ssize_t size)
+{
+    cell->kind = TEXT;
+    cell->size = size;
+    cell->is.text = text;
+}
+
+static void put_number(Cell *cell, int64_t number)
+{
+    cell->kind = NUMBER;
+    cell->is.number = number;
+}
+
+static const char *read_symbol(const Reader *self, const char *p, Cell *cell)
 {
     const char *end = skip_text(p);
     if (end == NULL)
@@ -245,22 +243,24 @@ static const char *read_symbol(Reader *self, const Key *key, const char *p, PyOb
     Py_ssize_t size = end - p - 2;
     if (size == 0 || size > self->max_symbol_chars)
         return NULL;
-    return put(key, trade, symbol_text(self, p + 1, size)) ? end : NULL;
+    put_text(cell, p + 1, size);
+    return end;
 }
 
-static const char *read_decimal(Reader *self, const Key *key, const char *p, PyObject *trade)
+static const char *read_decimal(const Reader *self, const char *p, Cell *cell)
 {
     const char *begin = p;
     if ((p = skip_decimal(p)) == NULL || p - begin > self->max_decimal_chars)
         return NULL;
-    return put(key, trade, new_text(begin, p - begin)) ? p : NULL;
+    put_text(cell, begin, p - begin);
+    return p;
 }
 
-static const char *read_quoted(Reader *self, const Key *key, const char *p, PyObject *trade)
+static const char *read_quoted(const Reader *self, const char *p, Cell *cell)
 {
     if (*p != '"')
         return NULL;
-    p = read_decimal(self, key, p + 1, trade);
+    p = read_decimal(self, p + 1, cell);
     return p != NULL && *p == '"' ? p + 1 : NULL;
 }
 
@@ -279,24 +279,23 @@ static const char *read_integer(const char *p, int64_t *value)
     return p;
 }
 
-static const char *read_identity(const Key *key, const char *p, PyObject *trade)
+static const char *read_identity(const char *p, Cell *cell)
 {
     int64_t value;
-    if ((p = read_integer(p, &value)) == NULL)
-        return NULL;
-    return put(key, trade, PyLong_FromLongLong(value)) ? p : NULL;
+    if ((p = read_integer(p, &value)) != NULL)
+        put_number(cell, value);
+    return p;
 }
 
-static const char *put_time(
-    const Reader *self, const Key *key, const char *end, int64_t time_us, PyObject *trade)
+static const char *put_time(const Reader *self, const char *end, int64_t time_us, Cell *cell)
 {
     if (time_us <= 0 || time_us > self->max_time_us)
         return NULL;
-    return put(key, trade, PyLong_FromLongLong(time_us)) ? end : NULL;
+    put_number(cell, time_us);
+    return end;
 }
 
-static const char *read_unix_time(
-    const Reader *self, const Key *key, const char *p, PyObject *trade)
+static const char *read_unix_time(const Reader *self, const char *p, Cell *cell)
 {
     int64_t value;
     if ((p = read_integer(p, &value)) == NULL)
@@ -306,7 +305,7 @@ static const char *read_unix_time(
             return NULL;
         value *= 1000;
     }
-    return put_time(self, key, p, value, trade);
+    return put_time(self, p, value, cell);
 }
 
 /* The number that `size` digits make, -1 if there is something else. */
@@ -338,8 +337,7 @@ static int64_t days_to(int64_t year, int64_t month, int64_t day)
 }
 
 /* "2024-05-27T12:33:10.826003Z", and no other form of it. */
-static const char *read_rfc_3339(
-    const Reader *self, const Key *key, const char *p, PyObject *trade)
+static const char *read_rfc_3339(const Reader *self, const char *p, Cell *cell)
 {
     const char *end = skip_text(p);
     if (end == NULL || end - p != 29)
@@ -355,11 +353,11 @@ static const char *read_rfc_3339(
         || second > 59 || micros < 0)
         return NULL;
     int64_t time_us = (((days * 24 + hour) * 60 + minute) * 60 + second) * 1000000 + micros;
-    return put_time(self, key, end, time_us, trade);
+    return put_time(self, end, time_us, cell);
 }
 
 /* Puts the values of the choice that stands there. */
-static const char *read_choice(const Key *key, const char *p, PyObject *trade, Found *found)
+static const char *read_choice(Reader *self, const Key *key, const char *p, Cell *cells)
 {
     for (int i = 0; i < key->choices; i++) {
         const Choice *choice = &key->choice[i];
@@ -368,10 +366,10 @@ static const char *read_choice(const Key *key, const char *p, PyObject *trade, F
         for (int k = 0; k < 2; k++) {
             int target = key->targets[k];
             if (target == ORIGIN) {
-                found->origin = choice->values[k];
+                self->rows.origin = choice->values[k];
             } else if (target != NOWHERE) {
-                Py_INCREF(choice->values[k]);
-                PyTuple_SET_ITEM(trade, target, choice->values[k]);
+                cells[target].kind = OBJECT;
+                cells[target].is.object = choice->values[k];
             }
         }
         return p + choice->size;
@@ -381,9 +379,9 @@ static const char *read_choice(const Key *key, const char *p, PyObject *trade, F
 
 /* --- Objects */
 
-static const char *read_row(Reader *self, const char *p, Found *found);
+static const char *read_row(Reader *self, const char *p);
 
-static const char *read_rows(Reader *self, const char *p, Found *found)
+static const char *read_rows(Reader *self, const char *p)
 {
     if (*p++ != '[')
         return NULL;
@@ -391,7 +389,7 @@ static const char *read_rows(Reader *self, const char *p, Found *found)
     if (*p == ']')
         return p + 1;
     for (;;) {
-        if ((p = read_row(self, p, found)) == NULL)
+        if ((p = read_row(self, p)) == NULL)
             return NULL;
         p = skip_space(p);
         if (*p == ']')
@@ -402,35 +400,35 @@ static const char *read_rows(Reader *self, const char *p, Found *found)
     }
 }
 
-static const char *read_value(
-    Reader *self, const Key *key, const char *p, PyObject *trade, Found *found)
+static const char *read_value(Reader *self, const Key *key, const char *p, Cell *cells)
 {
+    /* Of the kinds that fill just one field. */
+    Cell *cell = cells + key->targets[0];
     switch (key->kind) {
     case CHOICE:
-        return read_choice(key, p, trade, found);
+        return read_choice(self, key, p, cells);
     case SYMBOL:
-        return read_symbol(self, key, p, trade);
+        return read_symbol(self, p, cell);
     case IDENTITY:
-        return read_identity(key, p, trade);
+        return read_identity(p, cell);
     case DECIMAL:
-        return read_decimal(self, key, p, trade);
+        return read_decimal(self, p, cell);
     case QUOTED:
-        return read_quoted(self, key, p, trade);
+        return read_quoted(self, p, cell);
     case UNIX_TIME:
-        return read_unix_time(self, key, p, trade);
+        return read_unix_time(self, p, cell);
     case RFC_3339:
-        return read_rfc_3339(self, key, p, trade);
+        return read_rfc_3339(self, p, cell);
     case ONE:
-        return read_row(self, p, found);
+        return read_row(self, p);
     default:
-        return read_rows(self, p, found);
+        return read_rows(self, p);
     }
 }
 
 /* An object of that shape: each key of it at most once, all required ones, and others, which
    only have to be JSON. */
-static const char *read_object(
-    Reader *self, const Object *object, const char *p, PyObject *trade, Found *found)
+static const char *read_object(Reader *self, const Object *object, const char *p, Cell *cells)
 {
     uint64_t seen = 0;
     if (*p != '{')
@@ -453,7 +451,7 @@ static const char *read_object(
             if (seen >> at & 1)
                 return NULL;
             seen |= (uint64_t)1 << at;
-            p = read_value(self, &object->keys[at], p, trade, found);
+            p = read_value(self, &object->keys[at], p, cells);
         }
         if (p == NULL)
             return NULL;
@@ -467,48 +465,87 @@ static const char *read_object(
 }
 
 /* One trade, which becomes the last of those found, finished or not. */
-static const char *read_row(Reader *self, const char *p, Found *found)
+static const char *read_row(Reader *self, const char *p)
 {
-    if (found->count == MAX_ROWS)
+    if (self->rows.count == MAX_ROWS)
         return NULL;
-    PyObject *trade = new_tuple(self->trade, self->fields);
-    if (trade == NULL)
-        return NULL;
-    found->trades[found->count++] = trade;
-    if ((p = read_object(self, &self->row, p, trade, found)) == NULL)
-        return NULL;
-    for (int i = 0; i < self->fields; i++) {
-        if (!self->filled[i]) {
-            Py_INCREF(Py_None);
-            PyTuple_SET_ITEM(trade, i, Py_None);
-        }
+    Cell *cells = self->rows.cells[self->rows.count++];
+    for (int i = 0; i < self->fields; i++)
+        cells[i].kind = NOTHING;
+    return read_object(self, &self->row, p, cells);
+}
+
+const Rows *feedmono_read_rows(PyObject *reader, const char *frame, Py_ssize_t size)
+{
+    Reader *self = (Reader *)reader;
+    self->rows.count = 0;
+    self->rows.origin = self->stream;
+    const char *p = read_object(self, &self->frame, skip_space(frame), NULL);
+    return p != NULL && skip_space(p) == frame + size ? &self->rows : NULL;
+}
+
+/* --- Objects of Python */
+
+static PyObject *object_of(Reader *self, int field, const Cell *cell)
+{
+    switch (cell->kind) {
+    case TEXT:
+        return field == self->symbol
+            ? feedmono_symbol_text((PyObject *)self, cell->is.text, cell->size)
+            : new_text(cell->is.text, cell->size);
+    case NUMBER:
+        return PyLong_FromLongLong(cell->is.number);
+    case OBJECT:
+        return Py_NewRef(cell->is.object);
+    default:
+        return Py_NewRef(Py_None);
     }
-    return p;
+}
+
+PyObject *feedmono_new_trade(PyObject *reader, const Cell *cells)
+{
+    Reader *self = (Reader *)reader;
+    PyObject *trade = new_tuple(self->trade, self->fields);
+    for (int i = 0; trade != NULL && i < self->fields; i++) {
+        PyObject *object = object_of(self, i, &cells[i]);
+        if (object == NULL)
+            Py_CLEAR(trade);
+        else
+            PyTuple_SET_ITEM(trade, i, object);
+    }
+    return trade;
+}
+
+static PyObject *decoded_of(Reader *self, const Rows *rows)
+{
+    PyObject *trades = PyTuple_New(rows->count);
+    for (int i = 0; trades != NULL && i < rows->count; i++) {
+        PyObject *trade = feedmono_new_trade((PyObject *)self, rows->cells[i]);
+        if (trade == NULL)
+            Py_CLEAR(trades);
+        else
+            PyTuple_SET_ITEM(trades, i, trade);
+    }
+    if (trades == NULL)
+        return NULL;
+    if (PyObject_GC_IsTracked(trades))
+        PyObject_GC_UnTrack(trades);
+    PyObject *decoded = new_tuple(self->decoded, 3);
+    if (decoded == NULL) {
+        Py_DECREF(trades);
+        return NULL;
+    }
+    PyTuple_SET_ITEM(decoded, 0, trades);
+    PyTuple_SET_ITEM(decoded, 1, Py_NewRef(rows->origin));
+    PyTuple_SET_ITEM(decoded, 2, Py_NewRef(self->nothing));
+    return decoded;
 }
 
 /* --- The type */
 
-static PyObject *decoded_of(Reader *self, Found *found)
+int feedmono_is_reader(PyObject *object)
 {
-    PyObject *decoded = new_tuple(self->decoded, 3);
-    if (decoded == NULL)
-        return NULL;
-    Py_INCREF(found->origin);
-    PyTuple_SET_ITEM(decoded, 1, found->origin);
-    Py_INCREF(self->nothing);
-    PyTuple_SET_ITEM(decoded, 2, self->nothing);
-    PyObject *trades = PyTuple_New(found->count);
-    if (trades == NULL) {
-        Py_DECREF(decoded);
-        return NULL;
-    }
-    for (int i = 0; i < found->count; i++)
-        PyTuple_SET_ITEM(trades, i, found->trades[i]);
-    found->count = 0;
-    if (PyObject_GC_IsTracked(trades))
-        PyObject_GC_UnTrack(trades);
-    PyTuple_SET_ITEM(decoded, 0, trades);
-    return decoded;
+    return Py_TYPE(object) == reader_type;
 }
 
 PyDoc_STRVAR(read_doc, "read(frame)\n--\n\nWhat a frame holds; the careful way's answer or "
@@ -516,21 +553,13 @@ PyDoc_STRVAR(read_doc, "read(frame)\n--\n\nWhat a frame holds; the careful way's
 
 static PyObject *reader_read(Reader *self, PyObject *frame)
 {
-    Found found;
-    PyObject *decoded = NULL;
-    if (!PyBytes_CheckExact(frame))
+    const Rows *rows = NULL;
+    if (PyBytes_CheckExact(frame))
+        rows = feedmono_read_rows((PyObject *)self, PyBytes_AS_STRING(frame),
+                                  PyBytes_GET_SIZE(frame));
+    if (rows == NULL)
         return PyObject_CallOneArg(self->otherwise, frame);
-    const char *end = PyBytes_AS_STRING(frame) + PyBytes_GET_SIZE(frame);
-    found.count = 0;
-    found.origin = self->stream;
-    const char *p = skip_space(PyBytes_AS_STRING(frame));
-    if ((p = read_object(self, &self->frame, p, NULL, &found)) != NULL && skip_space(p) == end)
-        decoded = decoded_of(self, &found);
-    while (found.count > 0)
-        Py_DECREF(found.trades[--found.count]);
-    if (decoded != NULL || PyErr_Occurred())
-        return decoded;
-    return PyObject_CallOneArg(self->otherwise, frame);
+    return decoded_of(self, rows);
 }
 
 /* The text of a choice and its values; -1 and an exception if it is something else. */
@@ -599,6 +628,8 @@ static int take_key(Reader *self, Object *object, PyObject *told)
     object->slots[slot] = (signed char)object->count;
     if (required)
         object->required |= (uint64_t)1 << object->count;
+    if (key->kind == SYMBOL)
+        self->symbol = key->targets[0];
     object->count++;
     return 0;
 }
@@ -646,6 +677,7 @@ static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *named)
     self->plan = plan;
     Py_INCREF(otherwise);
     self->otherwise = otherwise;
+    self->symbol = NOWHERE;
     self->nothing = PyTuple_New(0);
     if (self->nothing == NULL || take_plan(self) < 0) {
         Py_DECREF(self);
@@ -705,7 +737,7 @@ static PyType_Spec reader_spec = {
 
 int feedmono_add_trades(PyObject *module)
 {
-    if (add_type(module, &reader_spec, "TradeReader") < 0)
+    if (add_type(module, &reader_spec, "TradeReader", &reader_type) < 0)
         return -1;
     return feedmono_add_records(module);
 }

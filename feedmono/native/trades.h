@@ -1,4 +1,4 @@
-/* What trades.c, records.c and fast_path.c share.
+/* What trades.c, records.c and batch.c share.
 
    Each has a type with a twin in Python, whose result is the same for the same input. Each does
    what looks exactly as always, and hands anything unusual, whole, to its twin, which decides
@@ -13,6 +13,56 @@
 #include <string.h>
 
 #define MAX_TRADE_FIELDS 16
+#define MAX_ROWS 256
+#define MAX_RECORD_BYTES 2048
+
+/* The value of one field of a trade. A trade is an array of them, without any object made. */
+typedef struct {
+    enum { NOTHING, TEXT, NUMBER, OBJECT } kind;
+    Py_ssize_t size;
+    union {
+        const char *text; /* ASCII; lives as long as the frame or the object that it is of */
+        int64_t number;
+        PyObject *object; /* borrowed */
+    } is;
+} Cell;
+
+/* What a frame holds. */
+typedef struct {
+    PyObject *origin; /* borrowed */
+    int count;
+    Cell cells[MAX_ROWS][MAX_TRADE_FIELDS];
+} Rows;
+
+/* A record being written. */
+typedef struct {
+    int size;
+    char bytes[MAX_RECORD_BYTES];
+} Body;
+
+/* Of trades.c. Each takes a TradeReader. */
+
+int feedmono_is_reader(PyObject *object);
+/* What a frame holds, which is followed by a NUL; NULL, without an exception, if it is not the
+   usual one. Good until the next call. */
+const Rows *feedmono_read_rows(PyObject *reader, const char *frame, Py_ssize_t size);
+/* A trade of those read last as the object that stands for it. A new reference. */
+PyObject *feedmono_new_trade(PyObject *reader, const Cell *cells);
+/* A symbol's text, the same object each time as long as its place is not taken by another. A new
+   reference. */
+PyObject *feedmono_symbol_text(PyObject *reader, const char *text, Py_ssize_t size);
+
+/* Of records.c. Each takes a TradeEncoder. */
+
+int feedmono_is_encoder(PyObject *object);
+/* The bytes object that records of a symbol begin with, whose canonical name this is. A new
+   reference; NULL, perhaps with an exception. */
+PyObject *feedmono_head_for(PyObject *encoder, PyObject *symbol, PyObject *name);
+/* Writes a trade's record; 0 if the encoder in Python is to see to it.
+
+   `shared` holds what the trades of a frame share, in the order of feedmono/avro.py. */
+int feedmono_encode(PyObject *encoder, const Cell *cells, PyObject *head, const int64_t *shared,
+                    Body *body);
 
 /* Adds the type of records.c to the module; -1 and an exception if it can't. */
 int feedmono_add_records(PyObject *module);
@@ -81,14 +131,15 @@ static inline const char *skip_decimal(const char *p)
     return p;
 }
 
-static inline int add_type(PyObject *module, PyType_Spec *spec, const char *name)
+/* Makes a type, adds it to the module and keeps it in `*type`; -1 and an exception if it can't. */
+static inline int add_type(PyObject *module, PyType_Spec *spec, const char *name,
+                           PyTypeObject **type)
 {
-    PyObject *type = PyType_FromModuleAndSpec(module, spec, NULL);
-    if (type == NULL)
+    PyObject *made = PyType_FromModuleAndSpec(module, spec, NULL);
+    if (made == NULL)
         return -1;
-    int added = PyModule_AddObjectRef(module, name, type);
-    Py_DECREF(type);
-    return added;
+    Py_XSETREF(*type, (PyTypeObject *)made);
+    return PyModule_AddObjectRef(module, name, made);
 }
 
 #endif
