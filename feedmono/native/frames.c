@@ -6,22 +6,13 @@
  * looking at a list and using what it saw.
  */
 
-#include "parts.h"
+#include "ring.h"
 
 #include <stdatomic.h>
 #include <string.h>
 
 /* As in feedmono/network/framing.py. */
 #define FINAL_TEXT 0x81
-
-/* As in feedmono/ring_layout.py, which draws them. */
-#define HEADER_BYTES 4096
-#define RECORD_BYTES 32
-#define ALIGNMENT 8
-#define CRC_FROM 8
-#define MAX_POSITION (1LL << 48)
-#define PAD 0
-#define LAST_KIND 3
 
 static const unsigned char zeroes[ALIGNMENT];
 
@@ -34,22 +25,8 @@ typedef struct {
     unsigned char flags;
 } Fields;
 
-/* The part of the mapping that holds records, lap after lap. */
-typedef struct {
-    unsigned char *records;
-    long long capacity;
-} Lap;
-
-/* What a record with that payload takes; no overflow below 2^62. */
-static long long
-record_bytes(long long size)
-{
-    return (RECORD_BYTES + size + ALIGNMENT - 1) & -(long long)ALIGNMENT;
-}
-
-/* For PyArg_ParseTuple: a whole number from 0 to 2^64 - 1. */
-static int
-as_uint64(PyObject *number, void *place)
+int
+feedmono_as_uint64(PyObject *number, void *place)
 {
     unsigned long long value = PyLong_AsUnsignedLongLong(number);
     if (value == (unsigned long long)-1 && PyErr_Occurred())
@@ -58,9 +35,8 @@ as_uint64(PyObject *number, void *place)
     return 1;
 }
 
-/* Whether positions from *position* on can be looked up in the view without leaving it. */
-static int
-find_lap(const Py_buffer *view, long long capacity, long long position, Lap *lap)
+int
+feedmono_find_lap(const Py_buffer *view, long long capacity, long long position, Lap *lap)
 {
     if (capacity < RECORD_BYTES || capacity % ALIGNMENT || capacity > view->len - HEADER_BYTES ||
         position < 0 || position > MAX_POSITION) {
@@ -199,7 +175,7 @@ append_records(PyObject *Py_UNUSED(module), PyObject *args)
     PyObject *payloads, *result = NULL;
     Lap lap;
     if (!PyArg_ParseTuple(args, "w*LLLLO&O&ibbO:append", &view, &capacity, &position, &limit,
-                          &largest, as_uint64, &fields.sequence, as_uint64, &fields.received_ns,
+                          &largest, feedmono_as_uint64, &fields.sequence, feedmono_as_uint64, &fields.received_ns,
                           &connection, &fields.kind, &fields.flags, &payloads))
         return NULL;
     if (connection < 0 || connection > UINT16_MAX) {
@@ -207,7 +183,7 @@ append_records(PyObject *Py_UNUSED(module), PyObject *args)
         goto release;
     }
     fields.connection = (unsigned int)connection;
-    if (find_lap(&view, capacity, position, &lap) < 0)
+    if (feedmono_find_lap(&view, capacity, position, &lap) < 0)
         goto release;
     limit = limit < 0 ? 0 : limit;
     PyObject *sequence = PySequence_Fast(payloads, "payloads must be a sequence");
@@ -263,48 +239,66 @@ make_record(PyTypeObject *type, long long end, const unsigned char *header, PyOb
     return record;
 }
 
-/* Where a loop over records stands. */
-typedef struct {
-    long long position;
-    long long committed;
-    uint64_t last;
-} Reading;
+enum found
+feedmono_look(const Lap *lap, Reading *reading, unsigned char *header,
+              const unsigned char **payload)
+{
+    long long offset = reading->position % lap->capacity, left = lap->capacity - offset;
+    const unsigned char *at = lap->records + offset;
+    if (left < RECORD_BYTES) {
+        reading->position += left;
+        return LAP_END;
+    }
+    /* Looked at once: another process may write here, and what was checked must be what is used. */
+    memcpy(header, at, RECORD_BYTES);
+    long long size = feedmono_get32(header);
+    unsigned char kind = header[KIND_AT];
+    if (size > left - RECORD_BYTES || record_bytes(size) > reading->committed - reading->position ||
+        kind > LAST_KIND || feedmono_get64(header + SEQUENCE_AT) <= reading->last)
+        return ODD;
+    if (kind == PAD) {
+        if (!feedmono_is_intact(header, NULL, 0))
+            return ODD;
+        reading->position += record_bytes(size);
+        return LAP_END;
+    }
+    *payload = at + RECORD_BYTES;
+    return RECORD;
+}
+
+int
+feedmono_is_intact(const unsigned char *header, const void *payload, size_t size)
+{
+    uint32_t crc = feedmono_crc32(0, header + CRC_FROM, RECORD_BYTES - CRC_FROM);
+    return feedmono_crc32(crc, payload, size) == feedmono_get32(header + CRC_AT);
+}
+
+void
+feedmono_move_on(Reading *reading, const unsigned char *header)
+{
+    reading->position += record_bytes(feedmono_get32(header));
+    reading->last = feedmono_get64(header + SEQUENCE_AT);
+}
 
 /* Moves over the record at the position and gives its header and, if it is none of a lap's end,
  * its payload. 1: done, 0: it is damaged or otherwise not usual, -1: an exception. */
 static int
 next_record(const Lap *lap, Reading *reading, unsigned char *header, PyObject **payload)
 {
-    long long offset = reading->position % lap->capacity, left = lap->capacity - offset;
-    const unsigned char *at = lap->records + offset;
+    const unsigned char *bytes;
     *payload = NULL;
-    if (left < RECORD_BYTES) {
-        reading->position += left;
-        return 1;
-    }
-    /* Looked at once: another process may write here, and what was checked must be what is used. */
-    memcpy(header, at, RECORD_BYTES);
-    long long size = feedmono_get32(header);
-    uint64_t sequence = feedmono_get64(header + 8);
-    unsigned char kind = header[26];
-    if (size > left - RECORD_BYTES || record_bytes(size) > reading->committed - reading->position ||
-        kind > LAST_KIND || sequence <= reading->last)
-        return 0;
-    uint32_t crc = feedmono_crc32(0, header + CRC_FROM, RECORD_BYTES - CRC_FROM);
-    if (kind != PAD) {
-        *payload = PyBytes_FromStringAndSize((const char *)at + RECORD_BYTES, (Py_ssize_t)size);
-        if (*payload == NULL)
-            return -1;
-        crc = feedmono_crc32(crc, (const unsigned char *)PyBytes_AS_STRING(*payload),
-                             (size_t)size);
-    }
-    if (crc != feedmono_get32(header + 4)) {
+    enum found found = feedmono_look(lap, reading, header, &bytes);
+    if (found != RECORD)
+        return found == LAP_END;
+    size_t size = feedmono_get32(header);
+    *payload = PyBytes_FromStringAndSize((const char *)bytes, (Py_ssize_t)size);
+    if (*payload == NULL)
+        return -1;
+    if (!feedmono_is_intact(header, PyBytes_AS_STRING(*payload), size)) {
         Py_CLEAR(*payload);
         return 0;
     }
-    reading->position += record_bytes(size);
-    if (kind != PAD)
-        reading->last = sequence;
+    feedmono_move_on(reading, header);
     return 1;
 }
 
@@ -349,7 +343,7 @@ read_records(PyObject *Py_UNUSED(module), PyObject *args)
     PyObject *records, *type, *result = NULL;
     Lap lap;
     if (!PyArg_ParseTuple(args, "y*LLLLO&nO!O!:read", &view, &capacity, &reading.position,
-                          &reading.committed, &limit, as_uint64, &reading.last, &most,
+                          &reading.committed, &limit, feedmono_as_uint64, &reading.last, &most,
                           &PyList_Type, &records, &PyType_Type, &type))
         return NULL;
     PyTypeObject *record_type = (PyTypeObject *)type;
@@ -358,7 +352,7 @@ read_records(PyObject *Py_UNUSED(module), PyObject *args)
         PyErr_SetString(PyExc_TypeError, "record_type must be a named tuple");
         goto release;
     }
-    if (find_lap(&view, capacity, reading.position, &lap) < 0)
+    if (feedmono_find_lap(&view, capacity, reading.position, &lap) < 0)
         goto release;
     /* The records that belong to a cursor are there once it was seen. */
     atomic_thread_fence(memory_order_acquire);
