@@ -11,6 +11,7 @@ setup(
             sources=sorted(glob("feedmono/native/*.c")),
             depends=sorted(glob("feedmono/native/*.h")),
             extra_compile_args=["-std=c11", "-O2", "-Wall", "-Wextra"],
+            libraries=["dl"],
             # The program is complete without it: feedmono/native/__init__.py tells the twins apart.
             optional=True,
         )

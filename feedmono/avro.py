@@ -508,8 +508,10 @@ class TradeEncoder:
         self._encode: _Encode = generator.encoder(fields)
         if missing := _FIELDS.keys() - generator.used:
             raise SchemaError(f"the trade schema lacks {', '.join(sorted(missing))}")
+        self.native: object | None = None
+        """What encodes in C; None: nothing does."""
         if native.trades is not None:
-            self._encode = native.trades.TradeEncoder(
+            encoder = native.trades.TradeEncoder(
                 plan=_plan(fields),
                 encoded=EncodedTrade,
                 fields=len(Trade._fields),
@@ -517,7 +519,9 @@ class TradeEncoder:
                 symbol=_VALUES.index("symbol"),
                 head_of=self._head_of,
                 otherwise=self._encode,
-            ).encode
+            )
+            self.native = encoder
+            self._encode = encoder.encode
 
     def encode(
         self,

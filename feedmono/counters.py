@@ -140,7 +140,7 @@ BOUNDS_S: Final = (
 )  # fmt: skip
 """Upper bounds of a histogram's buckets; the last bucket has none."""
 
-_BOUNDS_US: Final = tuple(round(bound_s * 1e6) for bound_s in BOUNDS_S)
+BOUNDS_US: Final = tuple(round(bound_s * 1e6) for bound_s in BOUNDS_S)
 _BUCKETS: Final = len(BOUNDS_S) + 1
 _HISTOGRAMS_AT: Final = 128
 # The buckets, and the sum in µs.
@@ -235,14 +235,19 @@ class Counters:
         count = len(durations_us)
         counted = 0
         while counted < count:
-            bucket = bisect_left(_BOUNDS_US, durations_us[counted])
+            bucket = bisect_left(BOUNDS_US, durations_us[counted])
             behind = count
-            if bucket < len(_BOUNDS_US):
-                behind = bisect_right(durations_us, _BOUNDS_US[bucket], counted)
+            if bucket < len(BOUNDS_US):
+                behind = bisect_right(durations_us, BOUNDS_US[bucket], counted)
             words[at + bucket] += behind - counted
             counted = behind
         negative = bisect_left(durations_us, 0)
         words[at + _BUCKETS] += sum(durations_us[negative:] if negative else durations_us)
+
+    def words(self, histogram: Histogram) -> memoryview:
+        """The words of its buckets and, behind them, of the sum in µs: for who counts in C."""
+        at = _HISTOGRAMS_AT + histogram * _STRIDE
+        return self._words[at : at + _STRIDE]
 
     def buckets(self, histogram: Histogram) -> tuple[int, ...]:
         """The counts of all buckets, the boundless one last."""

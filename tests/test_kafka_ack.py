@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from feedmono.sinks.kafka_ack import LOOK_NS, WATCH_NS, AckWatch
-from feedmono.sinks.kafka_message import Pending
+from feedmono.sinks.kafka_message import CallbackPending
 
 MS = 1_000_000
 BEGIN = 10**18
 USUAL_S = 0.05
 
 
-def handed(at_ns: int) -> Pending:
-    pending = Pending([])
+def handed(at_ns: int) -> CallbackPending:
+    pending = CallbackPending([])
     pending.handed_ns = at_ns
     return pending
 
 
-def looks(watch: AckWatch, pending: Pending, until_ms: int) -> list[float]:
+def looks(watch: AckWatch, pending: CallbackPending, until_ms: int) -> list[float]:
     """When a hand-over is looked at that is not acknowledged before, in ms after it."""
     now_ns, found = pending.handed_ns, list[float]()
     while True:

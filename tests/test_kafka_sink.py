@@ -49,7 +49,7 @@ from feedmono.sinks import kafka_dead
 from feedmono.sinks.base import DeadLetter, Entry, Frame, SinkFailed
 from feedmono.sinks.kafka import KafkaSink
 from feedmono.sinks.kafka_client import BrokerTrouble
-from feedmono.sinks.kafka_message import Failure, Pending
+from feedmono.sinks.kafka_message import CallbackPending, Failure
 from feedmono.sinks.kafka_topics import probe_broker
 from feedmono.sinks.registry import RegistryTrouble, probe_registry
 from feedmono.trade import BUY, STREAM, Trade
@@ -381,7 +381,7 @@ def test_a_topic_without_permission_waits_says_so_and_keeps_the_order(real_bench
 def test_a_fatal_error_ends_the_sink(bench: Bench) -> None:
     failed = KafkaError(KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER)
     failures = bench.sink._resender.failures
-    failures.append(Failure(failed, Pending(failures), None))  # type: ignore[arg-type]
+    failures.append(Failure(failed, CallbackPending(failures), None))  # type: ignore[arg-type]
     with pytest.raises(SinkFailed, match="OUT_OF_ORDER"):
         bench.sink.poll(0)
 

@@ -1,23 +1,27 @@
 """The usual way of a trade through the serializer, which nearly all of them take.
 
-A ring record that holds one trade of the stream, the next one of its symbol, becomes an entry for
-the sink; once the sink has stored that, it goes into the ledger. What is not exactly so is left to
-the caller, with nothing changed: no rule for repeats, holes or errors stands here.
+A ring record whose trades are of the stream, and each the next one of its symbol, becomes an entry
+for the sink; once the sink has stored that, it goes into the ledger. What is not exactly so is left
+to the caller, with nothing changed: no rule for repeats, holes or errors stands here.
 
-`fast_path` gives the native twin (``native/fast_path.c``) where it is built: the same results for
-the same input.
+There are two ways to do it. `FastPath` takes records that were read, one by one. `BatchPath`, where
+the native extension is (``native/batch.c``), takes them out of the ring itself, many at a time and
+without an object a trade: what it gives is a `Batch`. Both leave the same behind.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, cast
 
 from feedmono import native
+from feedmono.avro import TradeEncoder
+from feedmono.counters import BOUNDS_US, Counters, Histogram
 from feedmono.delivery.backfill import Settle
 from feedmono.delivery.ids import Ids
-from feedmono.exchanges.base import Decoded, Undecodable
+from feedmono.exchanges.base import Decoded, Exchange, Undecodable
 from feedmono.ring_layout import FRAME, Record
 from feedmono.sinks.base import Entry, Frame
 from feedmono.trade import STREAM, EncodedTrade, Trade
@@ -41,77 +45,111 @@ class Taken(NamedTuple):
     settle: Sequence[Settle] = ()
     """What else the ledger is to be told once the entry is acknowledged."""
 
+    @property
+    def end(self) -> int:
+        """The position behind it."""
+        return self.entry.end
 
-class Path(Protocol):
-    """Both twins."""
+
+class Batch(Sequence[Entry]):
+    """Usual records, taken together: the sequence of their entries, each of which is made when it
+    is asked for. Never empty. ``native/batch.c`` makes them."""
+
+    end: int
+    """The position behind the last one."""
+    sequence: int
+    """Of the last one."""
+    first_received_ns: int
+    """Of the first one."""
+    last_received_ns: int
+    """Of the last one."""
+    trades: int
+    """How many trades they have."""
+    least_latency_us: int
+    """The shortest time from the exchange's stamp to the socket."""
+
+    @abstractmethod
+    def items(self) -> list[Taken]:
+        """What became of each, oldest first."""
+
+    @abstractmethod
+    def split(self, count: int, /) -> Batch:
+        """Keeps the first ones; the others, as a batch of their own. Neither may be empty."""
+
+    @abstractmethod
+    def until(self, end: int, /) -> int:
+        """How many of them end at that position or before."""
+
+    @abstractmethod
+    def deliver(
+        self, symbols: dict[str, Ids], changed: set[str], now_ns: int, /
+    ) -> tuple[int, int]:
+        """Enters their trades into what is delivered, as far as each is the next one of its
+        symbol: how many records and how many trades that are. *changed* gets their symbols, and
+        the delivery latency is counted."""
+
+
+if native.trades is not None:
+    Batch.register(native.trades.Batch)
+
+
+class BatchPath(Protocol):
+    """From the ring to batches."""
 
     def take(
         self,
-        records: list[Record],
-        at: int,
+        data: object,
+        capacity_bytes: int,
+        position: int,
+        committed: int,
+        limit: int,
+        last_sequence: int,
+        max_records: int,
         base: int,
         names: Mapping[str, str],
         symbols: dict[str, Ids],
         now_ms: int,
-        taken: list[Taken],
-        latencies_us: list[int],
         /,
-    ) -> tuple[int, Decoded | None]:
-        """Takes the usual records from *at* on: where the first other one is (behind them all if
-        there is none), and what its frame holds, if that could be read.
+    ) -> tuple[int, int, Batch | None]:
+        """Takes the usual records from *position* on: where the first other one is, the sequence
+        of the last, and the batch; None if the first one is unusual already. The first seven are
+        those of `feedmono.native.Frames.read`.
 
         :param base: what the entries' ends count from.
-        :param symbols: what was seen; the trades are entered.
-        :param taken: gets what became of each.
-        :param latencies_us: gets the time from the exchange's stamp to the socket of each.
-        """
-
-    def deliver(
-        self,
-        outstanding: deque[Taken],
-        end: int,
-        symbols: dict[str, Ids],
-        changed: set[str],
-        now_ns: int,
-        latencies_us: list[int],
-        /,
-    ) -> tuple[int, int, int]:
-        """Takes what is stored up to *end* out of *outstanding* and enters its trades, oldest
-        first and up to the first that is unusual: how many, their last end and their highest
-        sequence (-1 if there are none).
-
-        :param symbols: what is delivered; the trades are entered.
-        :param changed: gets their symbols.
-        :param latencies_us: gets the time from the socket to *now_ns* of each.
+        :param symbols: what was seen; the trades are entered, and their latency is counted.
         """
 
 
-def fast_path(decode: _Decode, encode: _Encode) -> Path:
-    """The faster twin there is, over an exchange's decoder and `TradeEncoder.encode`."""
-    if native.trades is None:
-        return FastPath(decode, encode)
+def batch_path(exchange: Exchange, encoder: TradeEncoder, counters: Counters) -> BatchPath | None:
+    """What takes that exchange's usual records in C; None where there is no native extension, or
+    the exchange has no shape for it."""
+    if native.trades is None or exchange.native_reader is None:
+        return None
     fields = Trade._fields
     made = native.trades.FastPath(
-        decode=decode,
-        encode=encode,
-        unusual=_UNUSUAL,
+        reader=exchange.native_reader,
+        encoder=encoder.native,
         frame=Frame,
         entry=Entry,
+        encoded=EncodedTrade,
         taken=Taken,
-        kind=FRAME,
         stream=STREAM,
-        fields=len(fields),
         symbol=fields.index("symbol"),
         trade_id=fields.index("trade_id"),
         time=fields.index("time_us"),
+        bounds_us=BOUNDS_US,
+        receive=counters.words(Histogram.RECEIVE),
+        delivery=counters.words(Histogram.DELIVERY),
     )
-    return cast("Path", made)
+    return cast("BatchPath", made)
 
 
 class FastPath:
-    """The twin in Python."""
+    """Takes records that were read, one by one."""
 
     def __init__(self, decode: _Decode, encode: _Encode) -> None:
+        """:param decode: an exchange's.
+        :param encode: `TradeEncoder.encode`."""
         self._decode = decode
         self._encode = encode
 
@@ -127,7 +165,14 @@ class FastPath:
         latencies_us: list[int],
         /,
     ) -> tuple[int, Decoded | None]:
-        """See `Path.take`."""
+        """Takes the usual records from *at* on, those with one trade: where the first other one is
+        (behind them all if there is none), and what its frame holds, if that could be read.
+
+        :param base: what the entries' ends count from.
+        :param symbols: what was seen; the trades are entered.
+        :param taken: gets what became of each.
+        :param latencies_us: gets the time from the exchange's stamp to the socket of each.
+        """
         decode, encode = self._decode, self._encode
         for place in range(at, len(records)):
             behind, sequence, received_ns, connection, kind, flags, payload = records[place]
@@ -158,7 +203,7 @@ class FastPath:
 
     def deliver(
         self,
-        outstanding: deque[Taken],
+        outstanding: deque[Taken | Batch],
         end: int,
         symbols: dict[str, Ids],
         changed: set[str],
@@ -166,10 +211,20 @@ class FastPath:
         latencies_us: list[int],
         /,
     ) -> tuple[int, int, int]:
-        """See `Path.deliver`."""
+        """Takes what is stored up to *end* out of *outstanding* and enters its trades, oldest
+        first and up to the first that is unusual, or a batch: how many, their last end and their
+        highest sequence (-1 if there are none).
+
+        :param symbols: what is delivered; the trades are entered.
+        :param changed: gets their symbols.
+        :param latencies_us: gets the time from the socket to *now_ns* of each.
+        """
         done, done_end, highest = 0, -1, -1
         while outstanding:
-            entry, trades, _, settle = outstanding[0]
+            item = outstanding[0]
+            if not isinstance(item, Taken):
+                break
+            entry, trades, _, settle = item
             behind, frame, _, encoded, _ = entry
             if behind > end or len(trades) != 1 or len(encoded) != 1 or settle:
                 break

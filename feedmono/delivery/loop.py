@@ -13,6 +13,8 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, deque
+from collections.abc import Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 from feedmono import ring
@@ -26,7 +28,7 @@ from feedmono.counters import (
 )
 from feedmono.delivery.backfill import DEAD, Backfill, Settle
 from feedmono.delivery.coverage import News
-from feedmono.delivery.fast_path import Taken
+from feedmono.delivery.fast_path import Batch, Taken
 from feedmono.delivery.ledger import Ledger
 from feedmono.delivery.ledger_file import LedgerError
 from feedmono.delivery.lowest import Lowest
@@ -65,6 +67,10 @@ class Parts(NamedTuple):
     """Open."""
     ledger: Ledger
     news: News
+
+
+def _is_taken(item: Taken | Batch) -> bool:
+    return isinstance(item, Taken)
 
 
 class SinkCounts:
@@ -119,9 +125,13 @@ class Delivery:
         self._skips = True
         self._last_read = ledger.sequence
         self._sequence = ledger.sequence
-        self._offered: deque[Taken] = deque()
+        self._offered: deque[Taken | Batch] = deque()
         # Handed over and not acknowledged.
-        self._outstanding: deque[Taken] = deque()
+        self._outstanding: deque[Taken | Batch] = deque()
+        self._waiting = 0
+        """How many records both have."""
+        self._few = _BATCH_RECORDS
+        """How many records are read one by one before the next try to take a batch."""
         # Acknowledged and not in the ledger yet: how many, and up to where.
         self._uncommitted = 0
         self._acknowledged = source.position
@@ -196,17 +206,40 @@ class Delivery:
     @property
     def _ahead(self) -> int:
         """How many records that were read are not in the ledger."""
-        return len(self._offered) + len(self._outstanding) + self._uncommitted
+        return self._waiting + self._uncommitted
 
     def _read(self) -> int:
         room = min(self._window - self._ahead, _BATCH_RECORDS)
         if room <= 0:
             return 0
+        return self._read_batch(room) or self._read_records(min(room, self._few))
+
+    def _read_batch(self, room: int) -> int:
+        """Reads what is usual; how many records, 0 if the next one is not."""
+        normalizer, source = self._normalizer, self._source
+        if not normalizer.takes_batches or self._skips or isinstance(source, ring.SalvagedReader):
+            return 0
+        now_ns = time.time_ns()
+        batch = normalizer.take_batch(source, room, _BATCH_BYTES, self._base, now_ns)
+        if batch is None:
+            self._few = min(2 * self._few, _BATCH_RECORDS)
+            return 0
+        count = len(batch)
+        self._few = 1
+        self._last_read = batch.sequence
+        self._offered.append(batch)
+        self._waiting += count
+        self._counters.observe(Histogram.RING, (now_ns - batch.first_received_ns) / 1e9, count)
+        return count
+
+    def _read_records(self, room: int) -> int:
+        """Reads whatever comes; how many records."""
         source = self._source
         before = self._last_read
         records = source.read(room, _BATCH_BYTES)
         now_ns = time.time_ns()
         base = self._base
+        offered = len(self._offered)
         if records:
             self._last_read = records[-1].sequence
         if self._skips:
@@ -219,6 +252,7 @@ class Delivery:
             damage = source.damage.pop(0)
             end = base + damage.position + damage.lost_bytes
             self._offered.append(self._normalizer.damaged(damage, end, before))
+        self._waiting += len(self._offered) - offered
         return len(records)
 
     def _without_done(self, records: list[Record]) -> list[Record]:
@@ -235,13 +269,29 @@ class Delivery:
 
     def _hand_over(self) -> None:
         offered, outstanding = self._offered, self._outstanding
-        taken = self._sink.write([item[0] for item in offered])
-        if taken == len(offered):
-            outstanding.extend(offered)
-            offered.clear()
-            return
-        for _ in range(taken):
-            outstanding.append(offered.popleft())
+        while offered:
+            first = offered[0]
+            if not isinstance(first, Taken):
+                if not self._hand_over_batch(first):
+                    return
+                continue
+            entries = [item[0] for item in takewhile(_is_taken, offered)]
+            taken = self._sink.write(entries)
+            for _ in range(taken):
+                outstanding.append(offered.popleft())
+            if taken < len(entries):
+                return
+
+    def _hand_over_batch(self, batch: Batch) -> bool:
+        """Whether the sink has taken all of the first that is offered."""
+        taken = self._sink.write(batch)
+        if taken == len(batch):
+            self._outstanding.append(self._offered.popleft())
+            return True
+        if taken:
+            self._offered[0] = batch.split(taken)
+            self._outstanding.append(batch)
+        return False
 
     def _acknowledge(self, end: int | None) -> None:
         """Everything up to that position is stored."""
@@ -255,48 +305,85 @@ class Delivery:
 
     def _acknowledge_at(self, end: int, now_ns: int) -> None:
         """Everything up to that position was stored at that time."""
-        outstanding = self._outstanding
-        if not outstanding or outstanding[0].entry.end > end:
+        waiting = self._waiting
+        while self._outstanding and self._deliver(end, now_ns):
+            pass
+        done = waiting - self._waiting
+        if not done:
             return
-        ledger, max_trades, now_us = self._ledger, self._seen.max_trades, now_ns // 1000
-        rare = bool(self._refused or self._deferred)
-        latencies_us: list[int] = []
-        done = done_end = 0
-        while outstanding and outstanding[0].entry.end <= end:
-            if not rare:
-                # The hot path.
-                quick, quick_end, sequence = self._normalizer.fast_path.deliver(
-                    outstanding, end, ledger.symbols, ledger.changed, now_ns, latencies_us
-                )
-                if quick:
-                    done += quick
-                    done_end = quick_end
-                    self._sequence = max(self._sequence, sequence)
-                    continue
-            entry, admitted, cause, settle = outstanding.popleft()
-            done += 1
-            done_end = entry.end
-            _, _, sequence, received_ns, origin = entry.frame
-            self._sequence = max(self._sequence, sequence)
-            if admitted:
-                ledger.deliver(admitted, origin, cause, now_us, max_trades, sequence)
-                latencies_us += ((now_ns - received_ns) // 1000,) * len(entry.trades)
-            for tell in settle:
-                tell(ledger)
-            if rare:
-                for index in self._refused.pop(entry.end, ()):
-                    self._miss(admitted[index], now_us)
-                self._settle(entry.end)
-        if latencies_us:
-            self._counters.add(Field.DELIVERED_TRADES, len(latencies_us))
-            self._counters.observe_all(Histogram.DELIVERY, latencies_us)
         now_s = time.monotonic()
         if not self._uncommitted:
             self._commit_due_s = min(self._commit_due_s, now_s + COMMIT_S)
         if self._uncommitted < _COMMIT_SOON_RECORDS <= self._uncommitted + done:
             self._commit_due_s = min(self._commit_due_s, now_s + _COMMIT_SOON_S)
         self._uncommitted += done
-        self._acknowledged = done_end - self._base
+
+    def _deliver(self, end: int, now_ns: int) -> bool:
+        """Tells the ledger of what is first outstanding; False if that is not stored yet."""
+        first = self._outstanding[0]
+        if not isinstance(first, Taken):
+            return self._deliver_batch(first, end, now_ns)
+        if first.entry.end > end:
+            return False
+        if not (self._refused or self._deferred):
+            latencies_us: list[int] = []
+            done, done_end, sequence = self._normalizer.fast_path.deliver(
+                self._outstanding, end, self._ledger.symbols, self._ledger.changed, now_ns,
+                latencies_us,
+            )  # fmt: skip
+            if done:
+                self._delivered(done, done_end, sequence, latencies_us)
+                return True
+        self._outstanding.popleft()
+        self._deliver_carefully(first, now_ns)
+        return True
+
+    def _deliver_batch(self, batch: Batch, end: int, now_ns: int) -> bool:
+        """The same of a batch. What is not usual for the ledger is left as single records."""
+        outstanding, ledger = self._outstanding, self._ledger
+        stored = batch.until(end)
+        if not stored:
+            return False
+        outstanding.popleft()
+        if stored < len(batch):
+            outstanding.appendleft(batch.split(stored))
+        done = trades = 0
+        if not (self._refused or self._deferred):
+            done, trades = batch.deliver(ledger.symbols, ledger.changed, now_ns)
+        if done < stored:
+            rest = batch.split(done) if done else batch
+            outstanding.extendleft(reversed(rest.items()))
+        if done:
+            self._counters.add(Field.DELIVERED_TRADES, trades)
+            self._delivered(done, batch.end, batch.sequence)
+        return True
+
+    def _deliver_carefully(self, taken: Taken, now_ns: int) -> None:
+        """Tells the ledger of a record, whatever it holds."""
+        entry, admitted, cause, settle = taken
+        _, _, sequence, received_ns, origin = entry.frame
+        if admitted:
+            self._ledger.deliver(
+                admitted, origin, cause, now_ns // 1000, self._seen.max_trades, sequence
+            )
+        for tell in settle:
+            tell(self._ledger)
+        for index in self._refused.pop(entry.end, ()):
+            self._miss(admitted[index], now_ns // 1000)
+        self._settle(entry.end)
+        latencies_us = [(now_ns - received_ns) // 1000] * len(entry.trades) if admitted else []
+        self._delivered(1, entry.end, sequence, latencies_us)
+
+    def _delivered(
+        self, records: int, end: int, sequence: int, latencies_us: Sequence[int] = ()
+    ) -> None:
+        """So many records, up to that end, are done."""
+        self._waiting -= records
+        self._sequence = max(self._sequence, sequence)
+        self._acknowledged = end - self._base
+        if latencies_us:
+            self._counters.add(Field.DELIVERED_TRADES, len(latencies_us))
+            self._counters.observe_all(Histogram.DELIVERY, list(latencies_us))
 
     def _note_refused(self) -> None:
         refused = self._sink.refused
@@ -350,7 +437,7 @@ class Delivery:
         for tell in self._backfill.tick(caught_up):
             newest = self._offered or self._outstanding
             if newest:
-                self._deferred.append((newest[-1].entry.end, tell))
+                self._deferred.append((newest[-1].end, tell))
             else:
                 tell(self._ledger)
                 self._commit_due_s = min(self._commit_due_s, time.monotonic() + COMMIT_S)

@@ -15,7 +15,7 @@ from feedmono import messages, ring
 from feedmono.avro import TradeEncoder
 from feedmono.counters import Counters, Field, Histogram
 from feedmono.delivery.backfill import DEAD, Backfill, Settle
-from feedmono.delivery.fast_path import Taken, fast_path
+from feedmono.delivery.fast_path import Batch, FastPath, Taken, batch_path
 from feedmono.delivery.ledger import Ledger
 from feedmono.delivery.seen import Seen
 from feedmono.exchanges.base import Decoded, Exchange, Undecodable
@@ -51,14 +51,36 @@ class Normalizer:
         """From the exchange's stamp to the socket; whoever takes it sets it back."""
         self._log = log
         self._encoder = TradeEncoder(exchange.name)
-        self.fast_path = fast_path(exchange.decode, self._encoder.encode)
+        self.fast_path = FastPath(exchange.decode, self._encoder.encode)
         """For what this hands on, too."""
+        self._batch_path = batch_path(exchange, self._encoder, counters)
         self._seen = seen
         self._backfill = backfill
         self._flaw = ""
         self._gone: set[tuple[int, str]] = set()
         """Connections and symbols whose subscription there has ended: what such a connection
         still brings of the symbol is not wanted."""
+
+    @property
+    def takes_batches(self) -> bool:
+        """Whether `take_batch` can give any."""
+        return self._batch_path is not None
+
+    def take_batch(
+        self, source: ring.RingReader, room: int, max_bytes: int, base: int, now_ns: int
+    ) -> Batch | None:
+        """The usual records that are next in the ring, so many at most, with ends that count from
+        *base*; None if the next one is for `take_all`."""
+        path = self._batch_path
+        if path is None or self._gone:
+            return None
+        names, symbols, now_ms = self._canonical.names, self._seen.symbols, now_ns // 1_000_000
+        batch = source.take(path.take, room, max_bytes, base, names, symbols, now_ms)
+        if batch is not None:
+            self._counters.add(Field.TRADES, batch.trades)
+            self._counters[Field.LAST_TRADE_NS] = batch.last_received_ns
+            self.least_latency_s = min(self.least_latency_s, batch.least_latency_us / 1e6)
+        return batch
 
     def take_all(self, records: list[Record], base: int, now_ns: int) -> list[Taken]:
         """`take` for each of *records*, whose ends count from *base*."""

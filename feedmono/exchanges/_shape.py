@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol, cast
 
 from feedmono import native
 from feedmono.exchanges.base import Decoded
@@ -86,6 +87,13 @@ MANY_TRADES = Key("many")
 """The list of the objects that are the trades."""
 
 
+class NativeReader(Protocol):
+    """trades.c, made for one shape."""
+
+    def read(self, frame: bytes, /) -> Decoded:
+        """What a frame holds."""
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """The usual frame of an exchange: an object that holds one trade or a list of them."""
@@ -103,16 +111,15 @@ class Shape:
         if sum(key in (ONE_TRADE, MANY_TRADES) for key in self.frame.values()) != 1:
             raise ValueError("a shape needs ONE_TRADE or MANY_TRADES once")
 
-    def reader(self, otherwise: Callable[[bytes], Decoded]) -> Callable[[bytes], Decoded]:
+    def reader(self, otherwise: Callable[[bytes], Decoded]) -> NativeReader | None:
         """What reads a frame of this shape in C and any other by *otherwise*, whose results for
-        this shape must be the same; *otherwise* itself where there is no native extension."""
+        this shape must be the same; None where there is no native extension."""
         if native.trades is None:
-            return otherwise
+            return None
         limits = (FIRST_MICROSECOND, MAX_TIME_US, MAX_SYMBOL_CHARS, MAX_DECIMAL_CHARS)
         keys = (_plan(self.frame), _plan(self.trade))
         plan = (Trade, Decoded, len(Trade._fields), STREAM, *limits, *keys)
-        read: Callable[[bytes], Decoded] = native.trades.TradeReader(plan, otherwise).read
-        return read
+        return cast("NativeReader", native.trades.TradeReader(plan, otherwise))
 
 
 def _plan(keys: Mapping[str, Key]) -> tuple[object, ...]:

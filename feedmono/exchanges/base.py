@@ -210,6 +210,8 @@ class Exchange(ABC):
     """Whether a page can begin at an id; else it begins at a time, and ids follow from it."""
     rest_headers: ClassVar[Mapping[str, str]] = {}
     """Headers of each REST request."""
+    native_reader: object | None = None
+    """What `decode` leaves its usual frames to, where that is the native extension's reader."""
 
     @abstractmethod
     def session(self, symbols: Sequence[str]) -> Session:

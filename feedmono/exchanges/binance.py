@@ -188,7 +188,8 @@ class Binance(Exchange):
     rest_headers: ClassVar[Mapping[str, str]] = {"X-MBX-TIME-UNIT": "MICROSECOND"}
 
     def __init__(self) -> None:
-        self._read = _SHAPE.reader(_decode)
+        self.native_reader = _SHAPE.reader(_decode)
+        self._read = self.native_reader.read if self.native_reader else _decode
 
     def session(self, symbols: Sequence[str]) -> Session:
         return _BinanceSession(symbols)

@@ -228,7 +228,8 @@ class Kraken(Exchange):
     pages_by_id = False
 
     def __init__(self) -> None:
-        self._read = _SHAPE.reader(_decode)
+        self.native_reader = _SHAPE.reader(_decode)
+        self._read = self.native_reader.read if self.native_reader else _decode
 
     def session(self, symbols: Sequence[str]) -> Session:
         return _KrakenSession(symbols)

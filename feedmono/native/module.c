@@ -9,7 +9,9 @@ add_parts(PyObject *module)
         return -1;
     if (feedmono_add_trades(module) < 0)
         return -1;
-    return feedmono_add_fast_path(module);
+    if (feedmono_add_batch(module) < 0)
+        return -1;
+    return feedmono_add_kafka(module);
 }
 
 static PyModuleDef_Slot slots[] = {

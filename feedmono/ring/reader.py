@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from feedmono import native
 from feedmono import ring_layout as layout
@@ -26,6 +27,9 @@ _LOOKS = 3
 # One `RingReader.read` searches so much for intact records, about 0.1 s: its caller must show that
 # it lives.
 _SEARCH_BYTES = 64 << 20
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +179,32 @@ class RingReader(Ring):
             records, position, last = self._cut_overwritten(records, committed)
         self._position, self._last_sequence = position, last
         return records
+
+    def take(
+        self,
+        take: Callable[..., tuple[int, int, T | None]],
+        max_records: int,
+        max_bytes: int,
+        *further: object,
+    ) -> T | None:
+        """As `read`, but *take* reads, with the first seven arguments of
+        `feedmono.native.Frames.read` and the *further* ones; it tells the position behind what it
+        took, the last sequence, and what it made of it. None where it stops at once, or nothing is
+        there, or what is there needs care: `read` that."""
+        position = self._position
+        committed = cursor_position(self._words[COMMITTED_WORD])
+        if committed is None or committed <= position:
+            return None
+        if self._searched is not None or position < self._old_end:
+            return None
+        committed = min(committed, position + self.capacity_bytes)
+        limit, last = position + max_bytes, self._last_sequence
+        self._position, self._last_sequence, found = take(
+            self._map, self.capacity_bytes, position, committed, limit, last, max_records, *further
+        )
+        if self._position != position:
+            self._looks = 0
+        return found
 
     def _cut_overwritten(
         self, records: Sequence[Record], committed: int

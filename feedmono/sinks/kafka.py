@@ -20,13 +20,14 @@ from confluent_kafka import KafkaException, Producer
 from feedmono import apart, resources
 from feedmono.config import KafkaConfig
 from feedmono.log import Log
-from feedmono.sinks import kafka_topics
+from feedmono.sinks import kafka_batch, kafka_topics
 from feedmono.sinks.base import Coverage, Entry, Sink, SinkFailed, SinkStats
 from feedmono.sinks.kafka_ack import AckWatch
+from feedmono.sinks.kafka_batch import PLUGINS, BatchPending, HandOver
 from feedmono.sinks.kafka_client import BrokerTrouble, ClientLog, describe, properties
 from feedmono.sinks.kafka_coverage import CoverageTopic
 from feedmono.sinks.kafka_dead import Copies, DeadLetters
-from feedmono.sinks.kafka_message import Failure, Layout, Outgoing, Pending
+from feedmono.sinks.kafka_message import CallbackPending, Failure, Layout, Outgoing, Pending
 from feedmono.sinks.kafka_resend import Resender
 from feedmono.sinks.kafka_topics import Creation, Limits, Topics
 
@@ -73,6 +74,8 @@ class KafkaSink(Sink):
         self._limits: Limits | None = None
         self._not_open = "not opened yet"
         self._producer: Producer | None = None
+        self._hand_over: HandOver | None = None
+        """The way of batches, where there is one."""
         # Made by `open`, together with the producer.
         self._layout: Layout
         self._dead_letters: DeadLetters
@@ -147,9 +150,22 @@ class KafkaSink(Sink):
             self.stats,
             self._log,
         )
+        self._make_producer(limits)
+
+    def _make_producer(self, limits: Limits) -> None:
+        """The producer, with a way for batches if it takes the plugin for it."""
+        if plugin := kafka_batch.plugin():
+            try:
+                self._producer = self._new_producer(limits, plugin=plugin)
+                self._hand_over = HandOver(self._layout)
+            except (SinkFailed, RuntimeError) as error:
+                # Without the plugin it will show whether anything else is wrong.
+                self._log.info("messages are handed over one by one", reason=str(error))
+            else:
+                return
         self._producer = self._new_producer(limits)
 
-    def _new_producer(self, limits: Limits, alone: bool = False) -> Producer:
+    def _new_producer(self, limits: Limits, alone: bool = False, plugin: str = "") -> Producer:
         own: dict[str, str | int | bool] = {
             "enable_idempotence": True,
             "acks": "all",
@@ -168,6 +184,8 @@ class KafkaSink(Sink):
         config = properties(self._config, client_id, self._client_log, **own)
         if alone:
             config["batch.num.messages"] = 1
+        if plugin:
+            config[PLUGINS] = ";".join(filter(None, (config.get(PLUGINS), plugin)))
         try:
             return Producer(config)
         except KafkaException as error:
@@ -186,7 +204,10 @@ class KafkaSink(Sink):
         taken = 0
         while taken < len(entries):
             if self._rest is None:
-                taken += self._take(entries[taken:])
+                if self._hand_over is not None and kafka_batch.is_batch(entries):
+                    taken += self._take_batch(self._hand_over, entries, taken)
+                else:
+                    taken += self._take(entries[taken:])
                 if taken == len(entries):
                     break
             if not self._take_carefully(entries[taken]):
@@ -196,12 +217,18 @@ class KafkaSink(Sink):
                 break
         return taken
 
+    def _take_batch(self, hand_over: HandOver, entries: Sequence[Entry], at: int) -> int:
+        """As `_take`, from that entry of a batch on."""
+        taken, self._handed, pending = hand_over.write(entries, at)
+        self._pendings.append(pending)
+        return taken
+
     def _take(self, entries: Sequence[Entry]) -> int:
         """Hands entries to librdkafka, up to the first one that needs care: how many. What of
         that one was handed over is in ``_handed``."""
         # By position and through local names: this is the hot path.
         assert self._producer is not None
-        pending = Pending(self._resender.failures)
+        pending = CallbackPending(self._resender.failures)
         produce, delivered = self._producer.produce, pending.delivered
         raw_topic, topic, prefix = self._layout
         taken = handed = messages = 0
@@ -248,7 +275,7 @@ class KafkaSink(Sink):
     def _rest_of(self, entry: Entry) -> deque[Outgoing]:
         """The messages of an entry but those that ``_take`` has handed over, waited for together
         from now on."""
-        pending = Pending(self._resender.failures)
+        pending = CallbackPending(self._resender.failures)
         pending.entries = (entry,)
         pending.end = entry.end
         rest = deque(self._layout.messages(pending, entry))
@@ -296,6 +323,10 @@ class KafkaSink(Sink):
             raise SinkFailed(f"the Kafka producer failed: {describe(error)}") from error
         if self._client_log.fatal:
             raise SinkFailed(f"the Kafka producer failed: {self._client_log.fatal}")
+        if self._hand_over is not None and self._hand_over.news_of_failures():
+            for pending in self._pendings:
+                if isinstance(pending, BatchPending):
+                    resender.failures.extend(pending.failures(self._layout))
         if resender.active:
             resender.step(self._producer)
         self._coverage.step()
@@ -310,13 +341,19 @@ class KafkaSink(Sink):
             pending = pendings.popleft()
             if pending.end is not None:
                 self._acknowledged = pending.end
-                self.stored.append((pending.end, self._watch.stored_ns(pending, now_ns)))
+                self.stored.append((pending.end, self._stored_ns(pending, now_ns)))
         self._watch.looked(now_ns)
         if not pendings or len(pendings) < waiting:
             self._moved_at = time.monotonic()
             if self._client_log.last_error:
                 self._client_log.forget()
         return self._acknowledged
+
+    def _stored_ns(self, pending: Pending, now_ns: int) -> int:
+        if isinstance(pending, BatchPending):
+            return pending.stored_ns or now_ns
+        assert isinstance(pending, CallbackPending)
+        return self._watch.stored_ns(pending, now_ns)
 
     def flush(self) -> None:
         """See `Sink.flush`."""
@@ -355,6 +392,9 @@ class KafkaSink(Sink):
                 self._log.warning("closed with unacknowledged messages", messages=left)
         self._advance()
         self._coverage.close(deadline)
+        if self._hand_over is not None:
+            self._hand_over.close()
+            self._hand_over = None
         self._producer = self._resender.alone = None
 
     def wait_s(self) -> float:
@@ -363,7 +403,10 @@ class KafkaSink(Sink):
             return _IDLE_S
         if self._stalled_s > _IDLE_S:
             return _POLL_STALLED_S
-        return self._watch.look_s(self._pendings[-1], time.time_ns(), _POLL_S)
+        newest = self._pendings[-1]
+        if not isinstance(newest, CallbackPending):
+            return _POLL_S
+        return self._watch.look_s(newest, time.time_ns(), _POLL_S)
 
     @property
     def _stalled_s(self) -> float:

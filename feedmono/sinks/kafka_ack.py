@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from feedmono.sinks.kafka_message import Pending
+from feedmono.sinks.kafka_message import CallbackPending
 
 WATCH_NS = 200_000_000
 """From one hand-over that is watched to the next."""
@@ -23,13 +23,13 @@ class AckWatch:
     on them."""
 
     def __init__(self) -> None:
-        self._watched: Pending | None = None
+        self._watched: CallbackPending | None = None
         self._next_ns = -math.inf
         self._look_ns = 0
         self._looked_ns = 0
         self._took_ns = 0
 
-    def stored_ns(self, pending: Pending, now_ns: int) -> int:
+    def stored_ns(self, pending: CallbackPending, now_ns: int) -> int:
         """When a hand-over that is complete now was acknowledged."""
         if pending is self._watched:
             self._watched = None
@@ -45,7 +45,7 @@ class AckWatch:
             waited_ns = now_ns - self._watched.handed_ns
             self._look_ns = now_ns + max(LOOK_NS, waited_ns // 4)
 
-    def look_s(self, newest: Pending, now_ns: int, usual_s: float) -> float:
+    def look_s(self, newest: CallbackPending, now_ns: int, usual_s: float) -> float:
         """How long until the next look; *newest* was handed over just now, or earlier."""
         if self._watched is None:
             if self._next_ns - WATCH_NS <= now_ns < self._next_ns:

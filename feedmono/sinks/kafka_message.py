@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -14,8 +15,23 @@ from feedmono.sinks.base import Entry
 Headers = list[tuple[str, str | bytes | None]]
 
 
-class Pending:
-    """Entries that were handed over together, and of which not every message is acknowledged.
+class Pending(ABC):
+    """Entries that were handed over together, and of which not every message is acknowledged."""
+
+    __slots__ = ()
+
+    end: int | None
+    """The position that is acknowledged with them; None: none yet."""
+    left: int
+    """How many of their messages are not acknowledged."""
+
+    @abstractmethod
+    def done(self) -> None:
+        """One of their messages that had failed needs nothing any more."""
+
+
+class CallbackPending(Pending):
+    """Entries whose messages were produced one by one.
 
     One object for all of them, and its bound `delivered` as every message's callback: at 100,000
     messages a second each object more counts.
@@ -26,9 +42,7 @@ class Pending:
     def __init__(self, failures: list[Failure]) -> None:
         self.entries: Sequence[Entry] = ()
         self.end: int | None = None
-        """The position that is acknowledged with them; None: none yet."""
         self.left = 0
-        """How many of their messages are not acknowledged."""
         self.failures = failures
         self.handed_ns = 0
         """When the last of them was handed over, Unix time."""
@@ -40,6 +54,9 @@ class Pending:
             self.left -= 1
         else:
             self.failures.append(Failure(error, self, report))
+
+    def done(self) -> None:
+        self.left -= 1
 
     def message(self, layout: Layout, topic: str, value: bytes) -> Outgoing:
         """Which of their messages that is; asked about those that failed, once each."""
@@ -80,8 +97,8 @@ class Failure(NamedTuple):
     error: KafkaError
     pending: Pending
     sent: Report | Outgoing
-    """librdkafka's report, which holds topic and value but no headers; or the message itself,
-    where it was at hand."""
+    """librdkafka's report, which holds topic and value but no headers, of a `CallbackPending`; or
+    the message itself, where it was at hand."""
     alone: bool = False
     """Whether no other message was in its batch."""
 
@@ -110,4 +127,5 @@ class Layout(NamedTuple):
         sent = failure.sent
         if isinstance(sent, Outgoing):
             return sent
+        assert isinstance(failure.pending, CallbackPending)
         return failure.pending.message(self, sent.topic() or "", sent.value() or b"")

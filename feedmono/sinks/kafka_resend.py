@@ -170,7 +170,7 @@ class Resender:
     def reported(self, message: Outgoing, error: KafkaError | None, _: Report) -> None:
         """The delivery callback of a message that is at hand."""
         if error is None:
-            message.pending.left -= 1
+            message.pending.done()
         else:
             self.failures.append(Failure(error, message.pending, message))
 
@@ -179,7 +179,7 @@ class Resender:
     ) -> None:
         self._under_way -= 1
         if error is None:
-            message.pending.left -= 1
+            message.pending.done()
         else:
             self.failures.append(Failure(error, message.pending, message, alone))
 
@@ -229,7 +229,7 @@ class Resender:
             self._log.error(
                 "the dead letters' topic refuses a letter, only its copy is left", reason=reason
             )
-            message.pending.left -= 1
+            message.pending.done()
             return None
         self._wait(code, message.topic, f"{reason}, and its copy can't be kept", first)
         return message
