@@ -33,6 +33,7 @@ from feedmono.ring_layout import (
 from feedmono.sinks.base import Coverage, Entry, Sink, SinkStats
 
 BUDGET = Budget(1, "warn", 1, 30)
+NAMES = {"BTCUSDT": "BTC/USDT"}
 
 
 class ManualSink(Sink):
@@ -88,21 +89,28 @@ class ManualSink(Sink):
 
 
 class Rig:
-    """A ring with a writer, a serializer of Binance frames, and a sink by hand."""
+    """A ring with a writer, a serializer of an exchange's frames, and a sink by hand."""
 
-    def __init__(self, folder: Path, window: int = 100) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        window: int = 100,
+        exchange: str = "binance",
+        names: Mapping[str, str] = NAMES,
+    ) -> None:
+        self.exchange = load(exchange)
         self.path = folder / "x.ring"
         ring.create(self.path, 1 << 20)
         self.writer = ring.RingWriter(self.path)
         self.sink = ManualSink()
         self.counters = Counters.create(folder / "counters")
         self.config = ExchangeConfig(
-            "binance",
+            exchange,
             True,
-            ("BTCUSDT",),
+            tuple(names),
             "",
             "",
-            {"BTCUSDT": "BTC/USDT"},
+            names,
             BUDGET,
         )
         self.metadata = folder / "symbols.json"
@@ -123,14 +131,14 @@ class Rig:
         self.seen = Seen(self.ledger.copy(), 1000, self.ledger.sequence)
         self.backfill = Backfill(
             self.seen,
-            load("binance"),
+            self.exchange,
             BackfillConfig(86400, 1000, 60),
             (),
             self._ask,
             lambda: self.now_s,
         )
         self.normalizer = Normalizer(
-            load("binance"), self.canonical, self.seen, self.backfill, self.counters, log.get()
+            self.exchange, self.canonical, self.seen, self.backfill, self.counters, log.get()
         )
         self.parts = Parts(
             self.normalizer, self.seen, self.backfill, self.sink, self.ledger, News(10)

@@ -21,7 +21,7 @@ from test_exchange_fuzz import insert as put_in
 from feedmono import native
 from feedmono.avro import MAX_TIME_US as MAX_AVRO_TIME_US
 from feedmono.avro import TradeEncoder
-from feedmono.exchanges import _shape, binance, kraken
+from feedmono.exchanges import _shape, binance, kraken, load
 from feedmono.exchanges._shape import Shape
 from feedmono.exchanges.base import Decoded, Undecodable
 from feedmono.trade import (
@@ -54,6 +54,13 @@ def answer(function: Callable[..., object], *arguments: object) -> str:
         return f"{type(error).__name__}: {error}"
 
 
+def native_read(shape: Shape, otherwise: Decode) -> Decode:
+    """The native reader of a shape."""
+    reader = shape.reader(otherwise)
+    assert reader is not None
+    return reader.read
+
+
 @dataclass
 class Reader:
     """The native reader of an exchange, which keeps what it left to Python."""
@@ -63,7 +70,7 @@ class Reader:
 
     def __post_init__(self) -> None:
         shape, self._decode, self._carefully = SHAPES[self.name]
-        self.read = shape.reader(self._leave)
+        self.read = native_read(shape, self._leave)
 
     def _leave(self, frame: bytes) -> Decoded:
         self.left.append(frame)
@@ -250,7 +257,7 @@ def test_what_is_no_bytes_object_is_left_to_python() -> None:
         seen.append(frame)
         return Decoded(())
 
-    read = binance._SHAPE.reader(otherwise)
+    read = native_read(binance._SHAPE, otherwise)
     frames: list[Any] = [bytearray(GOOD["binance"]), "text", None]
     for frame in frames:
         assert read(frame) == Decoded(())
@@ -259,7 +266,9 @@ def test_what_is_no_bytes_object_is_left_to_python() -> None:
 
 def test_without_the_extension_a_shape_is_read_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "trades", None)
-    assert binance._SHAPE.reader(binance._decode) is binance._decode
+    exchange = load("binance")
+    assert exchange.native_reader is None
+    assert exchange.decode(USUAL["binance"]).trades
 
 
 def test_neither_trades_nor_records_are_the_garbage_collectors_business(reader: Reader) -> None:
@@ -470,7 +479,7 @@ def growth_bytes(work: Callable[[], object], times: int) -> int:
 
 def test_memory_does_not_grow_with_what_is_read(reader: Reader) -> None:
     usual, broken = USUAL[reader.name], USUAL[reader.name].replace(b"true}", b"tru}")[:-3] + b"!"
-    read = SHAPES[reader.name][0].reader(lambda _: Decoded(()))
+    read = native_read(SHAPES[reader.name][0], lambda _: Decoded(()))
 
     def work() -> None:
         assert read(usual).trades
@@ -495,6 +504,6 @@ def test_memory_does_not_grow_with_readers_and_encoders_made() -> None:
     shape = binance._SHAPE
 
     def work() -> None:
-        shape.reader(binance._decode)(USUAL["binance"])
+        native_read(shape, binance._decode)(USUAL["binance"])
 
     assert growth_bytes(work, 5_000) < 20_000

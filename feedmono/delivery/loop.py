@@ -130,7 +130,7 @@ class Delivery:
         self._outstanding: deque[Taken | Batch] = deque()
         self._waiting = 0
         """How many records both have."""
-        self._few = _BATCH_RECORDS
+        self._few = 1
         """How many records are read one by one before the next try to take a batch."""
         # Acknowledged and not in the ledger yet: how many, and up to where.
         self._uncommitted = 0
@@ -210,19 +210,25 @@ class Delivery:
 
     def _read(self) -> int:
         room = min(self._window - self._ahead, _BATCH_RECORDS)
-        if room <= 0:
-            return 0
-        return self._read_batch(room) or self._read_records(min(room, self._few))
+        read = 0
+        while read < room:
+            left = room - read
+            source = self._source
+            if self._skips or isinstance(source, ring.SalvagedReader):
+                found = self._read_records(left)
+            elif not (found := self._read_batch(source, left)):
+                found = self._read_records(min(left, self._few))
+                self._few = min(2 * self._few, _BATCH_RECORDS)
+            if not found:
+                break
+            read += found
+        return read
 
-    def _read_batch(self, room: int) -> int:
+    def _read_batch(self, source: ring.RingReader, room: int) -> int:
         """Reads what is usual; how many records, 0 if the next one is not."""
-        normalizer, source = self._normalizer, self._source
-        if not normalizer.takes_batches or self._skips or isinstance(source, ring.SalvagedReader):
-            return 0
         now_ns = time.time_ns()
-        batch = normalizer.take_batch(source, room, _BATCH_BYTES, self._base, now_ns)
+        batch = self._normalizer.take_batch(source, room, _BATCH_BYTES, self._base, now_ns)
         if batch is None:
-            self._few = min(2 * self._few, _BATCH_RECORDS)
             return 0
         count = len(batch)
         self._few = 1
@@ -239,7 +245,7 @@ class Delivery:
         records = source.read(room, _BATCH_BYTES)
         now_ns = time.time_ns()
         base = self._base
-        offered = len(self._offered)
+        read, offered = len(records), len(self._offered)
         if records:
             self._last_read = records[-1].sequence
         if self._skips:
@@ -253,7 +259,7 @@ class Delivery:
             end = base + damage.position + damage.lost_bytes
             self._offered.append(self._normalizer.damaged(damage, end, before))
         self._waiting += len(self._offered) - offered
-        return len(records)
+        return read
 
     def _without_done(self, records: list[Record]) -> list[Record]:
         """At the beginning: leaves out what the ledger knows to be done, should the position not

@@ -61,11 +61,6 @@ class Normalizer:
         """Connections and symbols whose subscription there has ended: what such a connection
         still brings of the symbol is not wanted."""
 
-    @property
-    def takes_batches(self) -> bool:
-        """Whether `take_batch` can give any."""
-        return self._batch_path is not None
-
     def take_batch(
         self, source: ring.RingReader, room: int, max_bytes: int, base: int, now_ns: int
     ) -> Batch | None:
