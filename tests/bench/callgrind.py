@@ -26,7 +26,7 @@ _TOTALS = re.compile(r"^(?:totals|summary): (\d+)", re.MULTILINE)
 # Between two stages the data of the next are made: these parts are left out.
 _BETWEEN = len(STAGES) - 1
 _REST = "of it: hand-over, acknowledgement"
-_PARTS = ("ring read", TAKE)
+_PARTS = (TAKE,)
 
 Counts = Mapping[str, float]
 """Instructions per trade by stage."""

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from feedmono.delivery.ids import Ids
+    from feedmono.ring import RingReader
     from feedmono.sinks.base import Sink
 
 NATIVE, PLAIN = "native", "plain"
 FRAMES = 2000
 WHOLE = "ring to acknowledgement, null sink"
-TAKE = "take: decode, is it the next?, encode"
+TAKE = "take: ring read, decode, is it the next?, encode"
 STAGES = ("cut", "ring append", "ring read", "decode", "encode", TAKE, WHOLE)
 
 _SYMBOLS = ("BTCUSDT", "ETHUSDT", "BNBUSDT", "SOLUSDT", "XRPUSDT")
@@ -61,7 +63,8 @@ class Bench:
         # After the twin was chosen.
         from feedmono import ring  # noqa: PLC0415
         from feedmono.avro import TradeEncoder  # noqa: PLC0415
-        from feedmono.delivery.fast_path import fast_path  # noqa: PLC0415
+        from feedmono.counters import Counters  # noqa: PLC0415
+        from feedmono.delivery.fast_path import FastPath, batch_path  # noqa: PLC0415
         from feedmono.delivery.ids import Ids  # noqa: PLC0415
         from feedmono.exchanges import load  # noqa: PLC0415
         from feedmono.network.framing import FrameCutter  # noqa: PLC0415
@@ -76,7 +79,9 @@ class Bench:
         self._exchange = load("binance")
         self._encoder = TradeEncoder("binance")
         self._canonical = {symbol: f"{symbol[:-4]}/USDT" for symbol in _SYMBOLS}
-        self._fast_path = fast_path(self._exchange.decode, self._encoder.encode)
+        self._fast_path = FastPath(self._exchange.decode, self._encoder.encode)
+        counters = Counters.create(folder / "stages.counters")
+        self._batch_path = batch_path(self._exchange, self._encoder, counters)
         self._ids_of = Ids
         self._whole = whole(folder, self._reader, self._canonical)
 
@@ -107,11 +112,28 @@ class Bench:
             first.symbol: self._ids_of(first._replace(trade_id=first.trade_id - 1))
             for first in firsts
         }
+        from feedmono.ring import RingReader  # noqa: PLC0415
+
+        again = RingReader(self._path)
         yield
-        end, _ = self._fast_path.take(records, 0, 0, names, ids, now_ms, [], [])
+        taken = self._take(again, names, ids, now_ms)
         yield
-        assert len(payloads) == len(records) == sum(map(len, encoded)) == end == FRAMES
+        assert len(payloads) == len(records) == sum(map(len, encoded)) == taken == FRAMES
         self._reader.acknowledge(self._reader.position)
+
+    def _take(
+        self, reader: RingReader, names: dict[str, str], ids: dict[str, Ids], now_ms: int
+    ) -> int:
+        """How many records it took."""
+        taken = 0
+        if self._batch_path is not None:
+            take = self._batch_path.take
+            while batch := reader.take(take, _BATCH, 1 << 20, 0, names, ids, now_ms):
+                taken += len(batch)
+            return taken
+        while records := reader.read(_BATCH, 1 << 20):
+            taken += self._fast_path.take(records, 0, 0, names, ids, now_ms, [], [])[0]
+        return taken
 
     def run_whole(self, first_id: int) -> Iterator[None]:
         """The last stage, on other trades than those before."""
@@ -119,6 +141,7 @@ class Bench:
         yield
         self._whole()
         yield
+        self._reader.acknowledge(self._reader.position)
 
     def _append(self, payloads: Sequence[bytes]) -> None:
         from feedmono.ring_layout import FRAME  # noqa: PLC0415
