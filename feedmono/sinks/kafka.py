@@ -166,13 +166,13 @@ class KafkaSink(Sink):
         self._producer = self._new_producer(limits)
 
     def _new_producer(self, limits: Limits, alone: bool = False, plugin: str = "") -> Producer:
-        own: dict[str, str | int | bool] = {
+        own: dict[str, str | float | bool] = {
             "enable_idempotence": True,
             "acks": "all",
             "compression_type": "lz4",
             "message_timeout_ms": 0,
             "partitioner": "murmur2_random",
-            "linger_ms": 0 if alone else max(0, round(self._linger_s * 1000)),
+            "linger_ms": 0.0 if alone else self._linger_s * 1000,
             # One batch above a topic's limit fails all its messages.
             "batch_size": min(_BATCH_BYTES, min(limits) * 9 // 10),
             "message_max_bytes": max(_LEAST_MESSAGE_BYTES, *limits),

@@ -1,8 +1,8 @@
-"""When Kafka acknowledged what was handed over, without looking all the time.
+"""When Kafka acknowledged what was handed over with callbacks, without looking all the time.
 
-librdkafka does not tell when an acknowledgement came, and each look costs a wake-up: at 200 trades
-a second half of what the process costs. So a few times a second one hand-over is watched closely;
-those between are taken to have been as quick, within what the looks have seen.
+To a callback librdkafka does not tell when an acknowledgement came, and each look costs a wake-up:
+at 200 trades a second half of what the process costs. So a few times a second one hand-over is
+watched closely; those between are taken to have been as quick, within what the looks have seen.
 """
 
 from __future__ import annotations

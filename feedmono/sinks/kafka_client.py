@@ -89,7 +89,7 @@ class ClientLog:
 
 
 def properties(
-    config: KafkaConfig, client_id: str, client_log: ClientLog, **own: str | int | bool
+    config: KafkaConfig, client_id: str, client_log: ClientLog, **own: str | float | bool
 ) -> dict[str, Any]:
     """A client's properties: what all clients share, then *own* (dots as underscores), then the
     operator's."""
