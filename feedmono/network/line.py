@@ -35,6 +35,11 @@ _TIMEOUT_S = 20.0
 _URL_SIGNS = "%:/?#[]@!$&'()*+,;=~"
 
 
+def names_proxy() -> bool:
+    """Whether the environment names a proxy for anything."""
+    return any(name.lower().endswith("_proxy") for name in os.environ)
+
+
 class Overlong(Exception):
     """The answer has more bytes than were to be taken."""
 
@@ -262,7 +267,7 @@ def _next(http: h11.Connection, sock: socket.socket) -> object:
 
 def _proxy(parts: SplitResult) -> SplitResult | None:
     """The proxy for a URL; None: there is none."""
-    if not any(name.lower().endswith("_proxy") for name in os.environ):
+    if not names_proxy():
         return None
     # With http.client and email it takes 1.9 MiB, which only who has a proxy is to pay for.
     from urllib.request import getproxies, proxy_bypass  # noqa: PLC0415
