@@ -14,6 +14,7 @@ import os
 import re
 import select
 import signal
+import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -110,6 +111,8 @@ class Supervisor:
         workers.set_title("supervisor")
         self._started_s = time.monotonic()
         _import_ahead(self.config)
+        # OpenSSL sets itself up with its first context: what that takes, workers share as well.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         # What is there by now is never collected: the children share its pages.
         gc.collect()
         gc.freeze()
