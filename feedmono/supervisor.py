@@ -14,6 +14,7 @@ import os
 import re
 import select
 import signal
+import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from feedmono import log as logs
 from feedmono.config import Config, ConfigError, ExchangeConfig
 from feedmono.counters import Counters
 from feedmono.log import Log
+from feedmono.network import line
 from feedmono.sinks import kinds
 from feedmono.supervision import alarms, reload, samples, snapshot, statelock, systemd
 from feedmono.supervision.children import RELOAD, RING, Child
@@ -45,10 +47,17 @@ _SETTLED_S = 15.0
 
 
 def _import_ahead(config: Config) -> None:
-    """Imports what all workers of a kind will: they share its pages (35 MiB less for two exchanges
-    into Kafka), and a new one is there sooner."""
-    modules = {f"feedmono.sinks.{config.sink}", "sqlite3"}
+    """Imports what the workers will: those of a kind share its pages (35 MiB less for two
+    exchanges into Kafka), and a new one is there sooner. Even what only one process uses belongs
+    here: an import after the fork touches names all over the pages that were shared, 2 MiB of
+    them for the status process beside what it brings."""
+    # By encodings.idna the name of a host is encoded for its lookup.
+    modules = {f"feedmono.sinks.{config.sink}", "sqlite3", "encodings.idna"}
     modules |= {f"feedmono.exchanges.{exchange.name}" for exchange in config.enabled_exchanges}
+    if config.http.enabled:
+        modules.add("feedmono.status")
+    if line.names_proxy():
+        modules.add("urllib.request")
     for module in sorted(modules):
         importlib.import_module(module)
 
@@ -102,6 +111,8 @@ class Supervisor:
         workers.set_title("supervisor")
         self._started_s = time.monotonic()
         _import_ahead(self.config)
+        # OpenSSL sets itself up with its first context: what that takes, workers share as well.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         # What is there by now is never collected: the children share its pages.
         gc.collect()
         gc.freeze()
@@ -150,7 +161,7 @@ class Supervisor:
             raise
 
     def _serve_status(self, log: Log) -> int:
-        from feedmono import status  # noqa: PLC0415  what it imports only it has to carry
+        from feedmono import status  # noqa: PLC0415  not for an instance that serves nothing
 
         assert self._listener.socket is not None, "it is started only with an address"
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})

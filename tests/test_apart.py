@@ -82,8 +82,20 @@ def _title(process: psutil.Process) -> str:
         return ""
 
 
-def test_the_registrys_client_is_in_none_of_the_workers() -> None:
-    """It would cost 15 MiB, and the pages that copies of it touch."""
-    code = "import sys, feedmono.sinks.kafka; "
-    code += "sys.exit('confluent_kafka.schema_registry' in sys.modules)"
+@pytest.mark.parametrize(
+    "library",
+    [
+        "confluent_kafka.schema_registry",
+        "http.client",
+        "prometheus_client",
+        "pyhocon",
+        "rich",
+        "urllib.request",
+    ],
+)
+def test_what_few_need_is_in_none_of_the_workers(library: str) -> None:
+    """The registry's client would cost 15 MiB, the others a few, and the pages that copies of
+    them touch."""
+    code = "import sys, feedmono.cli, feedmono.supervisor, feedmono.sinks.kafka; "
+    code += f"feedmono.log.get(); sys.exit({library!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

@@ -15,6 +15,7 @@ import trade_twins
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from feedmono import avro, native
 from feedmono.avro import (
     MAX_TIME_US,
     SchemaError,
@@ -134,6 +135,19 @@ def test_longs_at_the_edges_of_all_their_lengths(logical: str | None) -> None:
 def test_texts_and_bytes_at_the_edges_of_their_lengths(length: int) -> None:
     assert generate_encoder("string")("x" * length) == fastavro_bytes("string", "x" * length)
     assert generate_encoder("bytes")(bytes(length)) == fastavro_bytes("bytes", bytes(length))
+
+
+def test_the_tables_are_the_same_whether_made_at_once_or_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for entry in (avro._more, avro._last):
+        monkeypatch.setattr(native, "trades", None)
+        table = avro._table(entry)
+        assert isinstance(table, tuple)
+        monkeypatch.setattr(native, "trades", object())
+        growing = avro._table(entry)
+        assert table == tuple(growing[k] for k in range(len(table)))
+        assert table == tuple(growing[k] for k in range(len(table))), "the second look as well"
 
 
 def test_an_enum_takes_its_symbol_or_its_index() -> None:

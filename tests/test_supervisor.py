@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import psutil
@@ -50,6 +51,35 @@ def test_the_processes_carry_titles_that_say_what_they_are(tmp_path: Path) -> No
                 ]
             ),
         )
+
+
+# Notes in a file what a process imports after its fork.
+NOTES_LATE_IMPORTS = """
+import os, sys
+class Note:
+    def find_spec(self, name, path=None, target=None):
+        with open("/proc/self/cmdline") as title, open("late", "a") as late:
+            late.write(title.read().partition(chr(0))[0] + ": " + name + chr(10))
+os.register_at_fork(after_in_child=lambda: sys.meta_path.insert(0, Note()))
+from feedmono.cli import main
+sys.exit(main())
+"""
+
+
+def test_the_workers_import_nothing_after_their_fork(tmp_path: Path) -> None:
+    """Each such import would copy pages that all of them share."""
+    with Sim("binance", "--rate", "100") as sim:
+        feedmono = Instance(tmp_path, sim)
+        feedmono.program = ("-c", NOTES_LATE_IMPORTS)
+        with feedmono:
+            feedmono.wait_trades("binance", 100)
+            url = json.loads((feedmono.state / "status.json").read_text())["http"]
+            with urllib.request.urlopen(f"{url}/healthz", timeout=10) as answer:
+                assert answer.status == 200
+            assert feedmono.stop() == 0
+    late = (tmp_path / "late").read_text().splitlines()
+    assert any("pyhocon" in line for line in late), "the configuration is loaded in a fork"
+    assert not [line for line in late if not line.startswith("feedmono: configuration")]
 
 
 def test_systemd_is_told_that_it_runs_lives_and_stops(tmp_path: Path) -> None:

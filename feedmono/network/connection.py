@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import mmap
 import socket
 import threading
 import time
@@ -114,7 +115,8 @@ class Connection:
         """Whether no other follows when it ends."""
         self._backoff = Backoff(limits.backoff_cap_s, random)
         self._watch = Watch(limits.silence_limit_s, limits.stale_limit_s)
-        self._buffer = memoryview(bytearray(READ_BYTES))
+        # Of a mapping only what reads have filled takes memory; a bytearray is filled with zeros.
+        self._buffer = memoryview(mmap.mmap(-1, READ_BYTES, mmap.MAP_PRIVATE))
         self._state = State.STOPPED
         self._refused: dict[str, str] = {}
         self._status = ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import os
 import select
 import socket
 import ssl
@@ -16,7 +17,6 @@ import threading
 import zlib
 from collections.abc import Mapping
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import h11
 
@@ -33,6 +33,11 @@ _MAX_HEAD_BYTES = 64 * 1024
 _TIMEOUT_S = 20.0
 # What a URL may have unquoted (RFC 3986 2.2, 2.3), and the sign of what is quoted already.
 _URL_SIGNS = "%:/?#[]@!$&'()*+,;=~"
+
+
+def names_proxy() -> bool:
+    """Whether the environment names a proxy for anything."""
+    return any(name.lower().endswith("_proxy") for name in os.environ)
 
 
 class Overlong(Exception):
@@ -262,6 +267,11 @@ def _next(http: h11.Connection, sock: socket.socket) -> object:
 
 def _proxy(parts: SplitResult) -> SplitResult | None:
     """The proxy for a URL; None: there is none."""
+    if not names_proxy():
+        return None
+    # With http.client and email it takes 1.9 MiB, which only who has a proxy is to pay for.
+    from urllib.request import getproxies, proxy_bypass  # noqa: PLC0415
+
     proxies = getproxies()
     url = proxies.get(parts.scheme) or proxies.get("all")
     if not url or proxy_bypass(parts.netloc.rpartition("@")[2]):
