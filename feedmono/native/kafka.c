@@ -59,6 +59,10 @@ static rd_kafka_t *newest;
 /* How many messages were not stored, of all hand-overs. */
 static atomic_long failures;
 
+/* What this thread is handing over. If librdkafka refuses it then and there since it knows that the
+   topic is gone, say, it tells so twice: by an acknowledgement at once, and by what it returns. */
+static _Thread_local const void *handing_over;
+
 /* Records that were handed over together. */
 typedef struct {
     atomic_size_t owners; /* the object in Python, and its messages under way */
@@ -93,6 +97,9 @@ static int on_acknowledgement(rd_kafka_t *rk, rd_kafka_message_t *message, void 
     (void)opaque;
     /* What confluent-kafka produces for a callback has an opaque of its own. */
     if (message->opaque != NULL || message->payload == NULL)
+        return 0;
+    /* The caller takes care of what was not taken. */
+    if (message->payload == handing_over)
         return 0;
     Tag *tag = tag_before(message->payload);
     Part *part = tag->part;
@@ -273,9 +280,12 @@ static int produce_frame(const HandOver *self, Part *part, const Held *held, con
     int size = snprintf(text, sizeof text, "%u:%llu:%llu:%lld", held->connection,
                         (unsigned long long)held->sequence, (unsigned long long)held->received_ns,
                         (long long)self->origin);
-    return rd.producev(self->rk, TOPIC, self->raw, VALUE, (void *)(bytes + held->payload),
-                       (size_t)held->payload_size, KEY, (void *)(bytes + key->text),
-                       (size_t)key->size, HEADER, "frame", (void *)text, (ssize_t)size, END);
+    handing_over = bytes + held->payload;
+    int error = rd.producev(self->rk, TOPIC, self->raw, VALUE, (void *)(bytes + held->payload),
+                            (size_t)held->payload_size, KEY, (void *)(bytes + key->text),
+                            (size_t)key->size, HEADER, "frame", (void *)text, (ssize_t)size, END);
+    handing_over = NULL;
+    return error;
 }
 
 static int produce_trade(const HandOver *self, Part *part, const Deal *deal)
@@ -284,9 +294,11 @@ static int produce_trade(const HandOver *self, Part *part, const Deal *deal)
     const Key *key = &part->arena->keys[deal->symbol];
     *tag_before(bytes + deal->value) = (Tag){.part = part};
     memcpy(bytes + deal->value, self->prefix, PREFIX_BYTES);
-    return rd.produce(self->trades, ANY_PARTITION, 0, bytes + deal->value, deal->value_size,
-                      bytes + key->text, key->size, NULL) == 0
-        ? 0 : rd.last_error();
+    handing_over = bytes + deal->value;
+    int failed = rd.produce(self->trades, ANY_PARTITION, 0, bytes + deal->value, deal->value_size,
+                            bytes + key->text, key->size, NULL);
+    handing_over = NULL;
+    return failed ? rd.last_error() : 0;
 }
 
 /* Hands over one record's messages: how many; fewer than all if one is not taken. */
