@@ -120,8 +120,10 @@ static int on_new(rd_kafka_t *rk, const rd_kafka_conf_t *conf, void *opaque, cha
     (void)opaque;
     (void)error;
     (void)size;
-    newest = rk;
-    return rd.add_on_acknowledgement(rk, "feedmono", on_acknowledgement, NULL);
+    int failed = rd.add_on_acknowledgement(rk, "feedmono", on_acknowledgement, NULL);
+    /* librdkafka makes it even so; but no batch must be handed to it. */
+    newest = failed ? NULL : rk;
+    return failed;
 }
 
 /* What librdkafka calls of a plugin. */
@@ -191,9 +193,10 @@ static PyObject *sent_stored_ns(Sent *self, void *Py_UNUSED(nothing))
 
 static int append_failure(PyObject *list, size_t record, size_t rank, Tag *tag)
 {
-    if (tag->error == 0)
+    int error = tag->error;
+    if (error == 0)
         return 0;
-    PyObject *failure = Py_BuildValue("nni", (Py_ssize_t)record, (Py_ssize_t)rank, tag->error);
+    PyObject *failure = Py_BuildValue("nni", (Py_ssize_t)record, (Py_ssize_t)rank, error);
     int failed = failure == NULL ? -1 : PyList_Append(list, failure);
     Py_XDECREF(failure);
     tag->error = 0;
@@ -417,6 +420,8 @@ static PyObject *hand_over_new(PyTypeObject *type, PyObject *args, PyObject *nam
         int error = rd.last_error();
         if (self->raw != NULL)
             rd.topic_destroy(self->raw);
+        if (self->trades != NULL)
+            rd.topic_destroy(self->trades);
         Py_DECREF(self);
         return PyErr_Format(PyExc_RuntimeError, "librdkafka refuses a topic: error %d", error);
     }
