@@ -320,6 +320,8 @@ static int key_of(Take *take, const char *text, Py_ssize_t size)
     int number = (int)arena->key_count;
     if (head == NULL || know(self, take->symbols, symbol, &take->known[number]) < 0
         || PyList_Append(take->list, symbol) < 0 || PyList_Append(take->heads, head) < 0) {
+        if (head != NULL)
+            forget(&take->known[number], 1);
         number = -1;
     } else {
         Key *key = &arena->keys[arena->key_count++];

@@ -12,9 +12,8 @@
 
 /* What stands before each message's bytes. */
 typedef struct {
-    void *part;    /* what it was handed over with; of kafka.c */
-    int32_t error; /* why it was not stored; 0 if that is not known */
-    uint32_t unused;
+    void *part;       /* what it was handed over with; of kafka.c */
+    atomic_int error; /* why it was not stored; 0 if that is not known */
 } Tag;
 
 #define TAG_BYTES 16

@@ -59,6 +59,10 @@ static rd_kafka_t *newest;
 /* How many messages were not stored, of all hand-overs. */
 static atomic_long failures;
 
+/* What this thread is handing over. If librdkafka refuses it then and there since it knows that the
+   topic is gone, say, it tells so twice: by an acknowledgement at once, and by what it returns. */
+static _Thread_local const void *handing_over;
+
 /* Records that were handed over together. */
 typedef struct {
     atomic_size_t owners; /* the object in Python, and its messages under way */
@@ -94,6 +98,9 @@ static int on_acknowledgement(rd_kafka_t *rk, rd_kafka_message_t *message, void 
     /* What confluent-kafka produces for a callback has an opaque of its own. */
     if (message->opaque != NULL || message->payload == NULL)
         return 0;
+    /* The caller takes care of what was not taken. */
+    if (message->payload == handing_over)
+        return 0;
     Tag *tag = tag_before(message->payload);
     Part *part = tag->part;
     if (message->error) {
@@ -113,8 +120,10 @@ static int on_new(rd_kafka_t *rk, const rd_kafka_conf_t *conf, void *opaque, cha
     (void)opaque;
     (void)error;
     (void)size;
-    newest = rk;
-    return rd.add_on_acknowledgement(rk, "feedmono", on_acknowledgement, NULL);
+    int failed = rd.add_on_acknowledgement(rk, "feedmono", on_acknowledgement, NULL);
+    /* librdkafka makes it even so; but no batch must be handed to it. */
+    newest = failed ? NULL : rk;
+    return failed;
 }
 
 /* What librdkafka calls of a plugin. */
@@ -184,9 +193,10 @@ static PyObject *sent_stored_ns(Sent *self, void *Py_UNUSED(nothing))
 
 static int append_failure(PyObject *list, size_t record, size_t rank, Tag *tag)
 {
-    if (tag->error == 0)
+    int error = tag->error;
+    if (error == 0)
         return 0;
-    PyObject *failure = Py_BuildValue("nni", (Py_ssize_t)record, (Py_ssize_t)rank, tag->error);
+    PyObject *failure = Py_BuildValue("nni", (Py_ssize_t)record, (Py_ssize_t)rank, error);
     int failed = failure == NULL ? -1 : PyList_Append(list, failure);
     Py_XDECREF(failure);
     tag->error = 0;
@@ -273,9 +283,12 @@ static int produce_frame(const HandOver *self, Part *part, const Held *held, con
     int size = snprintf(text, sizeof text, "%u:%llu:%llu:%lld", held->connection,
                         (unsigned long long)held->sequence, (unsigned long long)held->received_ns,
                         (long long)self->origin);
-    return rd.producev(self->rk, TOPIC, self->raw, VALUE, (void *)(bytes + held->payload),
-                       (size_t)held->payload_size, KEY, (void *)(bytes + key->text),
-                       (size_t)key->size, HEADER, "frame", (void *)text, (ssize_t)size, END);
+    handing_over = bytes + held->payload;
+    int error = rd.producev(self->rk, TOPIC, self->raw, VALUE, (void *)(bytes + held->payload),
+                            (size_t)held->payload_size, KEY, (void *)(bytes + key->text),
+                            (size_t)key->size, HEADER, "frame", (void *)text, (ssize_t)size, END);
+    handing_over = NULL;
+    return error;
 }
 
 static int produce_trade(const HandOver *self, Part *part, const Deal *deal)
@@ -284,9 +297,11 @@ static int produce_trade(const HandOver *self, Part *part, const Deal *deal)
     const Key *key = &part->arena->keys[deal->symbol];
     *tag_before(bytes + deal->value) = (Tag){.part = part};
     memcpy(bytes + deal->value, self->prefix, PREFIX_BYTES);
-    return rd.produce(self->trades, ANY_PARTITION, 0, bytes + deal->value, deal->value_size,
-                      bytes + key->text, key->size, NULL) == 0
-        ? 0 : rd.last_error();
+    handing_over = bytes + deal->value;
+    int failed = rd.produce(self->trades, ANY_PARTITION, 0, bytes + deal->value, deal->value_size,
+                            bytes + key->text, key->size, NULL);
+    handing_over = NULL;
+    return failed ? rd.last_error() : 0;
 }
 
 /* Hands over one record's messages: how many; fewer than all if one is not taken. */
@@ -405,6 +420,8 @@ static PyObject *hand_over_new(PyTypeObject *type, PyObject *args, PyObject *nam
         int error = rd.last_error();
         if (self->raw != NULL)
             rd.topic_destroy(self->raw);
+        if (self->trades != NULL)
+            rd.topic_destroy(self->trades);
         Py_DECREF(self);
         return PyErr_Format(PyExc_RuntimeError, "librdkafka refuses a topic: error %d", error);
     }

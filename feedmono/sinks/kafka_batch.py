@@ -9,6 +9,8 @@ message sent again) goes on message by message, with callbacks, as it does witho
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Protocol
 
 from confluent_kafka import KafkaError, cimpl
@@ -59,10 +61,11 @@ class BatchPending(Pending):
 
     def failures(self, layout: Layout) -> Iterator[Failure]:
         """The messages that were not stored since the last call."""
-        for number, rank, code in self._sent.failures():
-            messages = layout.messages(self, self._entries[number])
-            failed = next(message for message in messages if message.rank == rank)
-            yield Failure(KafkaError(code), self, failed)
+        for number, failed in groupby(self._sent.failures(), key=itemgetter(0)):
+            # By their ranks: the entries of a batch have a raw message.
+            messages = list(layout.messages(self, self._entries[number]))
+            for _, rank, code in failed:
+                yield Failure(KafkaError(code), self, messages[rank])
 
 
 def plugin() -> str | None:
