@@ -23,7 +23,7 @@ from feedmono.delivery.fast_path import Batch, FastPath, Taken, batch_path
 from feedmono.delivery.ids import Ids
 from feedmono.exchanges import load
 from feedmono.ring import RingReader
-from feedmono.ring_layout import BINARY, EVENT, FRAME, PAGE
+from feedmono.ring_layout import BINARY, COMMITTED_WORD, EVENT, FRAME, PAGE
 from feedmono.sinks.base import Entry, Frame
 from feedmono.trade import STREAM, EncodedTrade, Trade
 
@@ -217,6 +217,41 @@ def test_damage_ends_a_batch(rig: Rig) -> None:
     taker = Taker(rig, next_to(*ONE_BY_ONE))
     assert ids_of(taker.taken()) == [11]
     assert taker.take() is None
+
+
+def test_what_a_cursor_was_moved_back_over_is_read_record_by_record(rig: Rig) -> None:
+    """An append under way may still write there: `RingReader.read` watches for that."""
+    append(rig, *ONE_BY_ONE)
+    taker = Taker(rig, next_to(*ONE_BY_ONE))
+    taker.taken()
+    rig.reader.acknowledge(rig.reader.position)
+    assert rig.reader.seek(0)
+    append(rig, frame(Row(13)))
+    taker.known = next_to(*ONE_BY_ONE)
+    assert taker.take() is None
+    assert len(rig.reader.read(10, 1 << 20)) == 3
+    taker.known = next_to(frame(Row(13)))
+    assert ids_of(taker.taken()) == [13]
+
+
+def test_a_cursor_that_can_not_be_believed_gives_none(rig: Rig) -> None:
+    append(rig, *ONE_BY_ONE)
+    taker = Taker(rig, next_to(*ONE_BY_ONE))
+    assert not rig.reader.drained
+    rig.reader._words[COMMITTED_WORD] ^= 1 << 50
+    assert taker.take() is None
+    rig.reader._words[COMMITTED_WORD] ^= 1 << 50
+    assert len(taker.taken()) == 3
+    assert rig.reader.drained
+
+
+def test_while_damage_is_searched_through_there_is_none(rig: Rig) -> None:
+    append(rig, *ONE_BY_ONE)
+    rig.reader._searched = 8
+    taker = Taker(rig, next_to(*ONE_BY_ONE))
+    assert taker.take() is None
+    rig.reader._searched = None
+    assert len(taker.taken()) == 3
 
 
 def test_room_and_bytes_bound_a_batch_but_never_its_first_record(rig: Rig) -> None:

@@ -219,6 +219,8 @@ class Delivery:
             elif not (found := self._read_batch(source, left)):
                 found = self._read_records(min(left, self._few))
                 self._few = min(2 * self._few, _BATCH_RECORDS)
+            elif source.drained:
+                return read + found
             if not found:
                 break
             read += found

@@ -71,6 +71,11 @@ class RingReader(Ring):
         return self._position
 
     @property
+    def drained(self) -> bool:
+        """Whether everything that is committed was read."""
+        return self._position >= self.committed
+
+    @property
     def searching(self) -> bool:
         """Whether a large damaged part is looked through, a slice with each `read`: the next call
         has something to do."""
