@@ -5,7 +5,7 @@ for the sink; once the sink has stored that, it goes into the ledger. What is no
 to the caller, with nothing changed: no rule for repeats, holes or errors stands here.
 
 There are two ways to do it. `FastPath` takes records that were read, one by one. `BatchPath`, where
-the native extension is (``native/batch.c``), takes them out of the ring itself, many at a time and
+the native extension is (``native/fast_path.c``), takes them out of the ring itself, many at a time and
 without an object a trade: what it gives is a `Batch`. Both leave the same behind.
 """
 
@@ -23,7 +23,7 @@ from feedmono.delivery.backfill import Settle
 from feedmono.delivery.ids import Ids
 from feedmono.exchanges.base import Decoded, Exchange, Undecodable
 from feedmono.ring_layout import FRAME, Record
-from feedmono.sinks.base import Entry, Frame
+from feedmono.sinks.base import Entry, EntryBatch, Frame
 from feedmono.trade import STREAM, EncodedTrade, Trade
 
 _Decode = Callable[[bytes], Decoded]
@@ -51,12 +51,9 @@ class Taken(NamedTuple):
         return self.entry.end
 
 
-class Batch(Sequence[Entry]):
-    """Usual records, taken together: the sequence of their entries, each of which is made when it
-    is asked for. Never empty. ``native/batch.c`` makes them."""
+class Batch(EntryBatch):
+    """Usual records, taken together: the sequence of their entries. Never empty."""
 
-    end: int
-    """The position behind the last one."""
     sequence: int
     """Of the last one."""
     first_received_ns: int

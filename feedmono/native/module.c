@@ -9,7 +9,7 @@ add_parts(PyObject *module)
         return -1;
     if (feedmono_add_trades(module) < 0)
         return -1;
-    if (feedmono_add_batch(module) < 0)
+    if (feedmono_add_fast_path(module) < 0)
         return -1;
     return feedmono_add_kafka(module);
 }

@@ -10,7 +10,7 @@
 /* Each adds the functions of its file to the module; -1 and an exception if it can't. */
 int feedmono_add_frames(PyObject *module);
 int feedmono_add_trades(PyObject *module);
-int feedmono_add_batch(PyObject *module);
+int feedmono_add_fast_path(PyObject *module);
 int feedmono_add_kafka(PyObject *module);
 
 /* Before the first feedmono_crc32. */

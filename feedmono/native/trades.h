@@ -1,4 +1,4 @@
-/* What trades.c, records.c and batch.c share.
+/* What trades.c, records.c and the usual way of a trade share.
 
    Each has a type with a twin in Python, whose result is the same for the same input. Each does
    what looks exactly as always, and hands anything unusual, whole, to its twin, which decides

@@ -62,6 +62,14 @@ class Entry(NamedTuple):
     dead: DeadLetter | None = None
 
 
+class EntryBatch(Sequence[Entry]):
+    """Entries that were made together in C (``native/batch.c``): each is an object only when it is
+    asked for. A sink may take it as the sequence that it is."""
+
+    end: int
+    """Of the last one."""
+
+
 class Hole(NamedTuple):
     """Ids of a symbol that were not delivered."""
 

@@ -21,7 +21,7 @@ from feedmono import apart, resources
 from feedmono.config import KafkaConfig
 from feedmono.log import Log
 from feedmono.sinks import kafka_batch, kafka_topics
-from feedmono.sinks.base import Coverage, Entry, Sink, SinkFailed, SinkStats
+from feedmono.sinks.base import Coverage, Entry, EntryBatch, Sink, SinkFailed, SinkStats
 from feedmono.sinks.kafka_ack import AckWatch
 from feedmono.sinks.kafka_batch import PLUGINS, BatchPending, HandOver
 from feedmono.sinks.kafka_client import BrokerTrouble, ClientLog, describe, properties
@@ -217,9 +217,9 @@ class KafkaSink(Sink):
                 break
         return taken
 
-    def _take_batch(self, hand_over: HandOver, entries: Sequence[Entry], at: int) -> int:
+    def _take_batch(self, hand_over: HandOver, batch: EntryBatch, at: int) -> int:
         """As `_take`, from that entry of a batch on."""
-        taken, self._handed, pending = hand_over.write(entries, at)
+        taken, self._handed, pending = hand_over.write(batch, at)
         self._pendings.append(pending)
         return taken
 

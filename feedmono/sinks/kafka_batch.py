@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 from confluent_kafka import KafkaError, cimpl
 
 from feedmono import native
-from feedmono.sinks.base import Entry
+from feedmono.sinks.base import Entry, EntryBatch
 from feedmono.sinks.kafka_message import Failure, Layout, Pending
 from feedmono.trade import STREAM
 
@@ -82,7 +82,7 @@ def plugin() -> str | None:
     return path if path and ";" not in path else None
 
 
-def is_batch(entries: Sequence[Entry]) -> bool:
+def is_batch(entries: Sequence[Entry]) -> TypeGuard[EntryBatch]:
     """Whether `HandOver.write` can take them."""
     return native.trades is not None and type(entries) is native.trades.Batch
 
@@ -100,19 +100,16 @@ class HandOver:
         )
         self._failures: int = self._native.failures
 
-    def write(self, batch: Sequence[Entry], at: int) -> tuple[int, int, BatchPending]:
+    def write(self, batch: EntryBatch, at: int) -> tuple[int, int, BatchPending]:
         """Hands over the entries from that one on: how many, and how many messages of the next one
         if that was not taken whole; and what waits for their acknowledgement, which has the
         position behind the last whole one, or None."""
         taken, handed, sent = self._native.write(batch, at)
-        end = batch[at + taken - 1].end if taken else None
-        # The caller may split a batch that was not taken whole.
-        whole = not at and taken == len(batch)
-        return (
-            taken,
-            handed,
-            BatchPending(batch if whole else batch[at : at + taken + 1], sent, end),
-        )
+        if not at and taken == len(batch):
+            return taken, handed, BatchPending(batch, sent, batch.end)
+        # The caller may split it.
+        entries = batch[at : at + taken + 1]
+        return taken, handed, BatchPending(entries, sent, entries[taken - 1].end if taken else None)
 
     def news_of_failures(self) -> bool:
         """Whether any message was not stored since the last call."""
