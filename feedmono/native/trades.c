@@ -403,7 +403,7 @@ static const char *read_rows(Reader *self, const char *p)
 static const char *read_value(Reader *self, const Key *key, const char *p, Cell *cells)
 {
     /* Of the kinds that fill just one field. */
-    Cell *cell = cells + key->targets[0];
+    Cell *cell = key->targets[0] < 0 ? NULL : cells + key->targets[0];
     switch (key->kind) {
     case CHOICE:
         return read_choice(self, key, p, cells);
