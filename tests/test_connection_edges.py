@@ -124,8 +124,8 @@ def test_half_a_record_of_tls_is_waited_for(
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
                 if halves and flowing.is_set() and not halved.is_set():
-                    target.sendall(data[:10])
                     halved.set()
+                    target.sendall(data[:10])
                     assert nothing.wait(LIMIT_S)
                     data = data[10:]
                 target.sendall(data)

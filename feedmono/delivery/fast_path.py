@@ -5,8 +5,8 @@ for the sink; once the sink has stored that, it goes into the ledger. What is no
 to the caller, with nothing changed: no rule for repeats, holes or errors stands here.
 
 There are two ways to do it. `FastPath` takes records that were read, one by one. `BatchPath`, where
-the native extension is (``native/fast_path.c``), takes them out of the ring itself, many at a time and
-without an object a trade: what it gives is a `Batch`. Both leave the same behind.
+the native extension is (``native/fast_path.c``), takes them out of the ring itself, many at a time
+and without an object a trade: what it gives is a `Batch`. Both leave the same behind.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 /* What batch.c makes and kafka.c hands over: the bytes of usual records, outside of Python.
 
    A batch's bytes live in an arena that no object of Python's owns: messages that are under way in
-   librdkafka's threads keep it, too. So nothing in it may be an object. */
+   librdkafka's threads keep it, too. So nothing in it may be an object. Each message has one tag: a
+   record is handed over to one producer, and again only message by message. */
 
 #ifndef FEEDMONO_NATIVE_BATCH_H
 #define FEEDMONO_NATIVE_BATCH_H
@@ -14,7 +15,10 @@
 typedef struct {
     void *part;       /* what it was handed over with; of kafka.c */
     atomic_int error; /* why it was not stored; 0 if that is not known */
+    uint32_t mark;    /* TAG_MARK */
 } Tag;
+
+#define TAG_MARK 0x6d6f6e6fu
 
 #define TAG_BYTES 16
 _Static_assert(sizeof(Tag) <= TAG_BYTES, "a tag fits before its message");

@@ -51,7 +51,7 @@ static size_t message_room(size_t size)
 static size_t add_message(Arena *arena, size_t size)
 {
     size_t at = ((arena->size + 7) & ~(size_t)7) + TAG_BYTES;
-    *tag_before(arena->bytes + at) = (Tag){0};
+    *tag_before(arena->bytes + at) = (Tag){.mark = TAG_MARK};
     arena->bytes[at + size] = 0;
     arena->size = at + size + 1;
     return at;

@@ -95,13 +95,16 @@ static int on_acknowledgement(rd_kafka_t *rk, rd_kafka_message_t *message, void 
 {
     (void)rk;
     (void)opaque;
-    /* What confluent-kafka produces for a callback has an opaque of its own. */
+    /* What confluent-kafka produces has an opaque of its own if there is a callback for it. */
     if (message->opaque != NULL || message->payload == NULL)
+        return 0;
+    /* Without one its bytes are a copy behind librdkafka's own head of the message: no mark. */
+    Tag *tag = tag_before(message->payload);
+    if (tag->mark != TAG_MARK)
         return 0;
     /* The caller takes care of what was not taken. */
     if (message->payload == handing_over)
         return 0;
-    Tag *tag = tag_before(message->payload);
     Part *part = tag->part;
     if (message->error) {
         tag->error = message->error;
@@ -279,7 +282,7 @@ static int produce_frame(const HandOver *self, Part *part, const Held *held, con
 {
     unsigned char *bytes = part->arena->bytes;
     char text[MAX_TAG_CHARS];
-    *tag_before(bytes + held->payload) = (Tag){.part = part};
+    *tag_before(bytes + held->payload) = (Tag){.part = part, .mark = TAG_MARK};
     int size = snprintf(text, sizeof text, "%u:%llu:%llu:%lld", held->connection,
                         (unsigned long long)held->sequence, (unsigned long long)held->received_ns,
                         (long long)self->origin);
@@ -295,7 +298,7 @@ static int produce_trade(const HandOver *self, Part *part, const Deal *deal)
 {
     unsigned char *bytes = part->arena->bytes;
     const Key *key = &part->arena->keys[deal->symbol];
-    *tag_before(bytes + deal->value) = (Tag){.part = part};
+    *tag_before(bytes + deal->value) = (Tag){.part = part, .mark = TAG_MARK};
     memcpy(bytes + deal->value, self->prefix, PREFIX_BYTES);
     handing_over = bytes + deal->value;
     int failed = rd.produce(self->trades, ANY_PARTITION, 0, bytes + deal->value, deal->value_size,

@@ -160,7 +160,7 @@ class KafkaSink(Sink):
                 self._hand_over = HandOver(self._layout)
             except (SinkFailed, RuntimeError) as error:
                 # Without the plugin it will show whether anything else is wrong.
-                self._log.info("messages are handed over one by one", reason=str(error))
+                self._log.warning("messages are handed over one by one", reason=str(error))
             else:
                 return
         self._producer = self._new_producer(limits)
