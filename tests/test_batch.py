@@ -9,6 +9,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -19,6 +20,7 @@ from test_delivery_loop import Rig
 from feedmono import messages, native
 from feedmono.avro import TradeEncoder
 from feedmono.counters import BOUNDS_US, Field, Histogram
+from feedmono.delivery import loop
 from feedmono.delivery.fast_path import Batch, FastPath, Taken, batch_path
 from feedmono.delivery.ids import Ids
 from feedmono.exchanges import load
@@ -519,6 +521,20 @@ def test_usual_trades_do_come_in_batches(rig: Rig, monkeypatch: pytest.MonkeyPat
     assert len(rig.sink.taken) == 49
     assert native.trades is not None
     assert written == [list, native.trades.Batch], "the first trade of a symbol comes alone"
+
+
+def test_how_long_a_batch_was_in_the_ring_counts_for_each_of_its_records(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append(rig, frame(Row(1)))
+    rig.step()
+    before_s = rig.counters.sum_s(Histogram.RING)
+    clocks = SimpleNamespace(monotonic=time.monotonic, time_ns=lambda: NOW_NS)
+    monkeypatch.setattr(loop, "time", clocks)
+    append(rig, *(frame(Row(number)) for number in range(2, 5)))
+    rig.step()
+    added_s = rig.counters.sum_s(Histogram.RING) - before_s
+    assert added_s == pytest.approx(3 * 0.012345678, abs=1e-5)
 
 
 def test_what_is_often_unusual_is_read_in_growing_pieces(rig: Rig) -> None:
