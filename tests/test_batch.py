@@ -9,6 +9,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -19,6 +20,7 @@ from test_delivery_loop import Rig
 from feedmono import messages, native
 from feedmono.avro import TradeEncoder
 from feedmono.counters import BOUNDS_US, Field, Histogram
+from feedmono.delivery import loop
 from feedmono.delivery.fast_path import Batch, FastPath, Taken, batch_path
 from feedmono.delivery.ids import Ids
 from feedmono.exchanges import load
@@ -519,6 +521,67 @@ def test_usual_trades_do_come_in_batches(rig: Rig, monkeypatch: pytest.MonkeyPat
     assert len(rig.sink.taken) == 49
     assert native.trades is not None
     assert written == [list, native.trades.Batch], "the first trade of a symbol comes alone"
+
+
+def with_a_batch(rig: Rig) -> None:
+    """A trade alone and a batch of eight are ready for the sink."""
+    append(rig, frame(Row(1)))
+    rig.step()
+    append(rig, *(frame(Row(number)) for number in range(2, 10)))
+
+
+def test_a_batch_may_be_taken_and_stored_in_parts(rig: Rig) -> None:
+    with_a_batch(rig)
+    rig.sink.room = 5
+    rig.step()
+    assert ids_of(rig.sink.taken) == [1, 2, 3, 4, 5]
+    rig.step()
+    assert len(rig.sink.taken) == 5
+    rig.sink.room = 100
+    rig.step()
+    assert ids_of(rig.sink.taken) == list(range(1, 10))
+    for count in (1, 3, 3, 7, 9):
+        rig.sink.acknowledge(count)
+        rig.step()
+        assert rig.counters[Field.DELIVERED_TRADES] == count
+        assert rig.reader.acknowledged == rig.sink.taken[count - 1].end
+    assert rig.loop.idle
+
+
+def test_a_single_trade_and_a_batch_behind_it_are_stored_at_once(rig: Rig) -> None:
+    with_a_batch(rig)
+    rig.step()
+    rig.sink.acknowledge(9)
+    rig.step()
+    assert rig.counters[Field.DELIVERED_TRADES] == 9
+    assert rig.loop.idle
+
+
+def test_a_trade_of_a_batch_that_the_sink_refused_is_missing_again(rig: Rig) -> None:
+    with_a_batch(rig)
+    rig.step()
+    rig.sink.refused.append((rig.sink.taken[4].end, 0))
+    rig.sink.acknowledge(9)
+    rig.step()
+    assert rig.loop.idle
+    assert rig.ledger is not None
+    for known in (rig.seen.symbols, rig.ledger.symbols):
+        holes = [(hole.first_id, hole.last_id) for hole in known["BTC/USD"].holes]
+        assert (holes, known["BTC/USD"].last_id) == ([(5, 5)], 9)
+
+
+def test_how_long_a_batch_was_in_the_ring_counts_for_each_of_its_records(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append(rig, frame(Row(1)))
+    rig.step()
+    before_s = rig.counters.sum_s(Histogram.RING)
+    clocks = SimpleNamespace(monotonic=time.monotonic, time_ns=lambda: NOW_NS)
+    monkeypatch.setattr(loop, "time", clocks)
+    append(rig, *(frame(Row(number)) for number in range(2, 5)))
+    rig.step()
+    added_s = rig.counters.sum_s(Histogram.RING) - before_s
+    assert added_s == pytest.approx(3 * 0.012345678, abs=1e-5)
 
 
 def test_what_is_often_unusual_is_read_in_growing_pieces(rig: Rig) -> None:

@@ -324,6 +324,8 @@ def test_a_damaged_record_becomes_a_dead_letter_and_the_others_are_delivered(rig
     (letter,) = [e for e in rig.sink.taken if e.dead]
     assert letter.dead is not None
     assert letter.dead.stage == "ring"
+    size = record_bytes(len(frame(1)))
+    assert [entry.end for entry in rig.sink.taken] == [size, 2 * size, 3 * size]
     rig.sink.acknowledge(len(rig.sink.taken))
     rig.step()
     assert rig.reader.used_bytes == 0

@@ -16,7 +16,14 @@ from test_delivery_loop import ManualSink, Rig
 from toy import Events, events
 
 from feedmono import messages, ring, workers
-from feedmono.counters import SINK_ERROR_KINDS, Counters, Field, Histogram
+from feedmono.counters import (
+    NO_OFFSET,
+    OFFSET_SPAN_S,
+    SINK_ERROR_KINDS,
+    Counters,
+    Field,
+    Histogram,
+)
 from feedmono.delivery import ids as arithmetic
 from feedmono.delivery import ledger_file, loop
 from feedmono.delivery.backfill import DEAD
@@ -245,6 +252,34 @@ def test_a_page_of_too_old_trades_is_told_to_the_ledger_behind_what_is_under_way
     assert delivered_holes(rig) == [(2, 4, "exchange", State.BEYOND)]
 
 
+def test_what_is_given_up_is_not_in_the_ledger_before_all_that_was_under_way(rig: Rig) -> None:
+    rig.append(frame(1), frame(5, T0_US + 1), frame(6, T0_US + 2 * DAY_US))
+    rig.step()
+    rig.sink.acknowledge(2)
+    rig.step()
+    assert delivered_holes(rig) == [(2, 4, "exchange", State.OPEN)]
+    rig.sink.acknowledge(3)
+    rig.step()
+    assert delivered_holes(rig) == [(2, 4, "exchange", State.BEYOND)]
+
+
+def test_nothing_is_asked_for_that_could_not_be_read(rig: Rig) -> None:
+    """In the end, and while the window is full."""
+    rig.append(frame(1), frame(5))
+    store(rig)
+    rig.now_s += 10.0
+    rig.asked.clear()
+    rig.loop.step(hurry=True, reads=False)
+    assert not rig.asked
+    rig.append(*(frame(number) for number in range(6, 6 + rig.window)))
+    rig.step()
+    assert len(rig.sink.taken) == 2 + rig.window
+    assert not rig.asked
+    rig.sink.acknowledge(3)
+    rig.step()
+    assert len(rig.asked) == 1, "there is room for the answer"
+
+
 def test_what_is_given_up_while_nothing_is_under_way_is_written_within_a_second(
     rig: Rig, clock: list[float]
 ) -> None:
@@ -300,6 +335,18 @@ def test_a_quarter_of_the_window_is_written_at_once(
     assert bool(rig.reader.acknowledged) == at_once
 
 
+@pytest.mark.parametrize(("read", "at_once"), [(49, False), (50, True)])
+def test_half_a_window_that_waits_is_reason_to_write_at_once(
+    rig: Rig, clock: list[float], read: int, at_once: bool
+) -> None:
+    rig.append(*(frame(number) for number in range(1, read + 1)))
+    rig.loop.step()
+    rig.sink.acknowledge(1)
+    rig.loop.step()
+    assert len(rig.ids) == read
+    assert bool(rig.reader.acknowledged) == at_once
+
+
 def test_a_ledger_that_is_busy_is_told_and_tried_again_a_second_later(
     rig: Rig, clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,9 +378,10 @@ def test_in_the_end_consumers_are_told_how_far_all_is_there(rig: Rig) -> None:
     rig.append(frame(2))
     store(rig)
     assert [coverage.to_id for coverage in rig.sink.coverages] == [1], "the next in ten seconds"
-    flushes = rig.sink.flushes
+    flushes, settled = rig.sink.flushes, rig.sink.settled
     rig.loop.finish()
     assert [coverage.to_id for coverage in rig.sink.coverages] == [1, 2]
+    assert rig.sink.settled == settled + 1, "its last mark is in the ledger"
     assert rig.sink.flushes == flushes + 1
     rig.loop.finish()
     assert len(rig.sink.coverages) == 2, "once"
@@ -382,6 +430,26 @@ def test_it_does_not_wait_while_a_damaged_part_is_looked_through(
         waits.append(rig.loop.wait_s())
     assert waits.count(0.0) >= 10
     assert waits[0] > 0.0, "it may only not be there yet"
+
+
+def test_the_clock_s_offset_is_told_once_a_second_and_only_if_trades_came(
+    rig: Rig, clock: list[float]
+) -> None:
+    rig.append(frame(1))
+    rig.step()
+    offset_ns = 10**18 - T0_US * 1000
+    assert rig.counters.signed(Field.CLOCK_OFFSET_NS) == pytest.approx(offset_ns)
+    lower_ns = offset_ns - 10**15
+    rig.append(frame(2, T0_US + 10**12))
+    clock[0] += 0.5
+    rig.step()
+    assert rig.counters.signed(Field.CLOCK_OFFSET_NS) == pytest.approx(offset_ns)
+    clock[0] += 0.5
+    rig.step()
+    assert rig.counters.signed(Field.CLOCK_OFFSET_NS) == pytest.approx(lower_ns)
+    clock[0] += 10 * OFFSET_SPAN_S
+    rig.step()
+    assert rig.counters.signed(Field.CLOCK_OFFSET_NS) == NO_OFFSET
 
 
 # --- Rings that are read again.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import pytest
 
@@ -205,6 +206,17 @@ def test_what_is_stored_goes_into_the_ledger() -> None:
     assert deliver(path, left, 300, known)[0] == (1, BASE + 300, 7002)
     assert not left
     assert deliver(path, left, 300, known)[0] == (0, -1, -1)
+
+
+def test_it_stops_before_a_batch_and_tells_the_highest_sequence_not_the_last() -> None:
+    left, known = outstanding([trade("AB", 11), trade("CD", 11)]), symbols()
+    assert isinstance(left[0], Taken)
+    entry = left[0].entry
+    left[0] = left[0]._replace(entry=entry._replace(frame=entry.frame._replace(sequence=9000)))
+    batch = cast("Batch", object())
+    left.append(batch)
+    assert deliver(made(_no_decoder), left, 900, known)[0] == (2, BASE + 200, 9000)
+    assert list(left) == [batch]
 
 
 def test_a_clock_that_was_set_back_rounds_as_the_other_twin_does() -> None:

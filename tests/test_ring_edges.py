@@ -427,6 +427,35 @@ def test_a_record_that_is_seen_late_is_no_damage(
     assert not reader.damage
 
 
+def test_what_was_gone_back_over_can_be_gone_back_over_again(path: Path) -> None:
+    _, reader, old, records = full(path)
+    assert reader.seek(records[3].end)
+    some = reader.read(2, 1 << 20)
+    reader.acknowledge(some[-1].end)
+    assert reader.seek(records[3].end)
+    assert payloads(reader.read(100, 1 << 20)) == old[4:]
+
+
+def test_so_many_bytes_and_no_more_are_read_at_once(path: Path) -> None:
+    ring.create(path, SMALL)
+    writer, reader = RingWriter(path), RingReader(path)
+    writer.append([bytes(FITS)] * 5, FRAME, 0, 1)
+    assert [len(reader.read(9, limit)) for limit in (1, KIB, KIB + 1)] == [1, 1, 2]
+
+
+def test_a_seek_forward_goes_to_what_is_intact(path: Path) -> None:
+    """To the filling of a lap as well, if a record is behind it."""
+    writer, reader, _, records = full(path)
+    writer.append([bytes(2 * FITS), bytes(FITS)], FRAME, 0, 1)
+    begin = records[-1].end
+    assert reader.seek(begin)
+    first, second = reader.read(9, 1 << 20)
+    assert RingReader(path).seek(begin)
+    damage(path, second.end - KIB)
+    assert not reader.seek(first.end)
+    assert reader.position == second.end
+
+
 # --- Where a damaged cursor was.
 
 

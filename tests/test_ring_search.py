@@ -14,7 +14,7 @@ from sim import Sim, wait_until
 
 from feedmono import ring
 from feedmono.ring import RingReader, RingWriter, SalvagedReader
-from feedmono.ring_layout import EVENT, FRAME, HEADER_BYTES, RECORD_BYTES, Record
+from feedmono.ring_layout import EVENT, FRAME, HEADER_BYTES, RECORD_BYTES, Record, record_bytes
 
 MIB = 1 << 20
 LARGE = b'{"channel":"trade"}' * 3200
@@ -69,6 +69,8 @@ def test_of_a_large_damaged_part_each_read_looks_at_a_slice_and_what_is_behind_c
     (damage,) = reader.damage
     assert (damage.position, damage.lost_bytes) == (begin, end - begin)
     assert damage.lost_records == (end - begin) // (RECORD_BYTES + len(LARGE))
+    shown = HEADER_BYTES + begin
+    assert damage.payload == path.read_bytes()[shown : shown + 64 * 1024]
 
 
 def test_damaged_records_behind_one_another_are_work_as_well(
@@ -135,6 +137,44 @@ def test_what_does_not_fit_its_crc_counts_as_damaged_at_the_third_look(path: Pat
     assert reader.read(10, MIB) == []
     assert [damage.lost_records for damage in reader.damage] == [None]
     assert [record.payload for record in reader.read(10, MIB)] == [b"behind"]
+
+
+def test_damage_behind_which_nothing_was_committed_is_told_as_well(path: Path) -> None:
+    ring.create(path, MIB)
+    writer = RingWriter(path)
+    writer.append([b"intact", b"damaged"], FRAME, 0, 1)
+    reader = RingReader(path)
+    (intact,) = reader.read(1, MIB)
+    begin = intact.end
+    for _ in range(2):
+        with path.open("r+b") as file:
+            file.seek(HEADER_BYTES + begin + RECORD_BYTES)
+            file.write(b"?")
+        for _ in range(2):
+            assert (reader.read(10, MIB), reader.damage) == ([], [])
+        assert reader.read(10, MIB) == []
+        damage = reader.damage.pop()
+        assert (damage.position, damage.lost_records) == (begin, None)
+        assert damage.lost_bytes == writer.committed - begin
+        assert (reader.drained, reader.searching) == (True, False)
+        begin = writer.committed
+        writer.append([b"damaged as well"], FRAME, 0, 1)
+
+
+def test_a_record_that_stands_there_twice_is_read_once(path: Path) -> None:
+    """Though it fits its crc: a block of the disk that went to two places."""
+    ring.create(path, MIB)
+    RingWriter(path).append([b"one", b"two", b"six"], FRAME, 0, 1)
+    data = bytearray(path.read_bytes())
+    size = record_bytes(3)
+    data[HEADER_BYTES + size : HEADER_BYTES + 2 * size] = data[HEADER_BYTES : HEADER_BYTES + size]
+    path.write_bytes(data)
+    reader = RingReader(path)
+    found: list[Record] = []
+    while not reader.drained:
+        found += reader.read(10, MIB)
+    assert [record.payload for record in found] == [b"one", b"six"]
+    assert [damage.lost_records for damage in reader.damage] == [1]
 
 
 @pytest.mark.parametrize("chunk", [64, 4096, MIB])
