@@ -47,7 +47,8 @@ class Memory:
     pss_bytes: int
     """Its share of what it has in memory, without the rings."""
     private_bytes: int
-    """What no other process has in memory, without the rings."""
+    """What it has written and no other process has in memory, without the rings. Pages of files that
+    are only read do not count: whether others have them depends on who else runs."""
     ring_bytes: int
     """Its share of the rings."""
 
@@ -166,5 +167,4 @@ def _memory(pid: int) -> Memory:
             apart = words[-1].endswith(_APART)
         elif words[-1] == "kB":
             sizes[words[0], apart] += int(words[1]) * 1024
-    private = sizes["Private_Clean:", False] + sizes["Private_Dirty:", False]
-    return Memory(sizes["Pss:", False], private, sizes["Pss:", True])
+    return Memory(sizes["Pss:", False], sizes["Private_Dirty:", False], sizes["Pss:", True])
