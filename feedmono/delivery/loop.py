@@ -132,6 +132,8 @@ class Delivery:
         """How many records both have."""
         self._few = 1
         """How many records are read one by one before the next try to take a batch."""
+        self._trades = 0
+        """How many trades were delivered that are not counted yet."""
         # Acknowledged and not in the ledger yet: how many, and up to where.
         self._uncommitted = 0
         self._acknowledged = source.position
@@ -319,6 +321,9 @@ class Delivery:
         done = waiting - self._waiting
         if not done:
             return
+        # At once: whoever looks at the count sees all of what was stored together.
+        self._counters.add(Field.DELIVERED_TRADES, self._trades)
+        self._trades = 0
         now_s = time.monotonic()
         if not self._uncommitted:
             self._commit_due_s = min(self._commit_due_s, now_s + COMMIT_S)
@@ -362,7 +367,7 @@ class Delivery:
             rest = batch.split(done) if done else batch
             outstanding.extendleft(reversed(rest.items()))
         if done:
-            self._counters.add(Field.DELIVERED_TRADES, trades)
+            self._trades += trades
             self._delivered(done, batch.end, batch.sequence)
         return True
 
@@ -390,7 +395,7 @@ class Delivery:
         self._sequence = max(self._sequence, sequence)
         self._acknowledged = end - self._base
         if latencies_us:
-            self._counters.add(Field.DELIVERED_TRADES, len(latencies_us))
+            self._trades += len(latencies_us)
             self._counters.observe_all(Histogram.DELIVERY, list(latencies_us))
 
     def _note_refused(self) -> None:

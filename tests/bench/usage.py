@@ -47,8 +47,8 @@ class Memory:
     pss_bytes: int
     """Its share of what it has in memory, without the rings."""
     private_bytes: int
-    """What it has written and no other process has in memory, without the rings. Pages of files that
-    are only read do not count: whether others have them depends on who else runs."""
+    """What it has written and no other process has in memory, without the rings. Pages of files
+    that are only read do not count: whether others have them depends on who else runs."""
     ring_bytes: int
     """Its share of the rings."""
 
