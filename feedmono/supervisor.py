@@ -8,13 +8,10 @@ from the rings they leave.
 
 from __future__ import annotations
 
-import gc
-import importlib
 import os
 import re
 import select
 import signal
-import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,9 +23,8 @@ from feedmono import log as logs
 from feedmono.config import Config, ConfigError, ExchangeConfig
 from feedmono.counters import Counters
 from feedmono.log import Log
-from feedmono.network import line
 from feedmono.sinks import kinds
-from feedmono.supervision import alarms, reload, samples, snapshot, statelock, systemd
+from feedmono.supervision import ahead, alarms, reload, samples, snapshot, statelock, systemd
 from feedmono.supervision.children import RELOAD, RING, Child
 from feedmono.supervision.display import Display, summarize
 from feedmono.supervision.listener import Listener
@@ -44,22 +40,6 @@ _READERS_SHARE = 0.4
 _DRAINS = 3
 # CPU is judged once the start, which takes much, is out of the samples.
 _SETTLED_S = 15.0
-
-
-def _import_ahead(config: Config) -> None:
-    """Imports what the workers will: those of a kind share its pages (35 MiB less for two
-    exchanges into Kafka), and a new one is there sooner. Even what only one process uses belongs
-    here: an import after the fork touches names all over the pages that were shared, 2 MiB of
-    them for the status process beside what it brings."""
-    # By encodings.idna the name of a host is encoded for its lookup.
-    modules = {f"feedmono.sinks.{config.sink}", "sqlite3", "encodings.idna"}
-    modules |= {f"feedmono.exchanges.{exchange.name}" for exchange in config.enabled_exchanges}
-    if config.http.enabled:
-        modules.add("feedmono.status")
-    if line.names_proxy():
-        modules.add("urllib.request")
-    for module in sorted(modules):
-        importlib.import_module(module)
 
 
 class Supervisor:
@@ -110,12 +90,7 @@ class Supervisor:
         self._store = samples.Store(self.config.state_dir, self.config.samples.keep_s, self.log)
         workers.set_title("supervisor")
         self._started_s = time.monotonic()
-        _import_ahead(self.config)
-        # OpenSSL sets itself up with its first context: what that takes, workers share as well.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        # What is there by now is never collected: the children share its pages.
-        gc.collect()
-        gc.freeze()
+        ahead.make_what_workers_share(self.config)
         self.log.info(
             "started",
             pid=os.getpid(),
