@@ -205,6 +205,8 @@ class Soak:
     pss: Slope
     """In MiB."""
     private: Slope
+    private_by_role: Mapping[str, Slope]
+    """Which of the processes grows."""
     count: Count
     made: int
     backfilled: int

@@ -222,7 +222,7 @@ def _count(
 
 def soak(handler: Feedmono, case: Case, broker: Broker) -> Soak:
     """A long run in which the connections are cut again and again."""
-    points: list[tuple[float, Memory]] = []
+    looks: list[tuple[float, Mapping[str, Memory]]] = []
     with flowing(handler, case, broker) as sims:
         set_rate(sims, case.rate)
         for sim in sims:
@@ -230,8 +230,8 @@ def soak(handler: Feedmono, case: Case, broker: Broker) -> Soak:
         begun_s = time.monotonic()
         step_s = max(1.0, case.seconds / _TREND_POINTS)
         while (past_s := time.monotonic() - begun_s) < case.seconds:
-            points.append((past_s, usage.total(usage.memory(handler.pids()))))
-            time.sleep(max(0.0, step_s * len(points) - (time.monotonic() - begun_s)))
+            looks.append((past_s, usage.memory(handler.pids())))
+            time.sleep(max(0.0, step_s * len(looks) - (time.monotonic() - begun_s)))
         set_rate(sims, 0)
         cuts = sum(sim.state()["faults"].get("cut", 0) for sim in sims)
         made = _totals(sims, "made")
@@ -242,14 +242,21 @@ def soak(handler: Feedmono, case: Case, broker: Broker) -> Soak:
         counted, _ = _count(handler, sims, broker)
         for exchange in case.exchanges:
             broker.drop_topics(handler.topic(exchange))
-    settled = [(at, each) for at, each in points if at >= _SETTLING * case.seconds]
+    settled = [(at, each) for at, each in looks if at >= _SETTLING * case.seconds]
+    whole = [(at, usage.total(each)) for at, each in settled]
     return Soak(
         case.seconds,
         case.rate,
         cuts,
-        points,
-        slope([(at, each.pss_bytes / 2**20) for at, each in settled]),
-        slope([(at, each.private_bytes / 2**20) for at, each in settled]),
+        [(at, usage.total(each)) for at, each in looks],
+        slope([(at, each.pss_bytes / 2**20) for at, each in whole]),
+        slope([(at, each.private_bytes / 2**20) for at, each in whole]),
+        {
+            role: slope(
+                [(at, each[role].private_bytes / 2**20) for at, each in settled if role in each]
+            )
+            for role in sorted(looks[-1][1])
+        },
         counted,
         made,
         backfilled,

@@ -191,6 +191,7 @@ def soaked(soak: Soak) -> Table:
         ["growth of PSS", _slope(soak.pss)],
         ["private memory at the beginning, at the end", _private(first, last)],
         ["growth of private memory", _slope(soak.private)],
+        *([f"of it: {role}", _slope(each)] for role, each in soak.private_by_role.items()),
         ["cuts of connections", f"{soak.cuts:,}"],
         ["trades made, fetched later", f"{soak.made:,}, {soak.backfilled:,}"],
         ["counted", _counted(soak.count)],
