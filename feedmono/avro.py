@@ -45,13 +45,16 @@ class _Entries(Protocol):
 
 
 class _Growing(dict[int, str]):
-    """A table whose entries are made when they are first looked at."""
+    """A table whose entries are made when they are first looked at; at most *limit* are kept."""
 
-    def __init__(self, entry: Callable[[int], str]) -> None:
+    def __init__(self, entry: Callable[[int], str], limit: int) -> None:
         super().__init__()
         self._entry = entry
+        self._limit = limit
 
     def __missing__(self, k: int) -> str:
+        if len(self) >= self._limit:
+            self.clear()
         made = self[k] = self._entry(k)
         return made
 
@@ -70,25 +73,34 @@ def _table(entry: Callable[[int], str]) -> _Entries:
     """The entries of 14 bits. Both tables are 2.3 MiB, for Python's encoders alone: where the
     native one is, those only get what is rare and the raw records of files."""
     if native.trades is not None:
-        return _Growing(entry)
+        return _Growing(entry, 1 << 14)
     return tuple(map(entry, range(1 << 14)))
 
 
 _MORE, _LAST = _table(_more), _table(_last)
 
-# Per logical type: from where, up to where a zigzag number has the length of this encoding.
+
+def _varint(k: int) -> str:
+    """A varint of any length."""
+    text = ""
+    while k >= 1 << 14:
+        text += _MORE[k & 16383]
+        k >>= 14
+    return text + _LAST[k]
+
+
+# What counts up (times, ids, sequences) keeps its upper digits for a while, those above 14 bits for
+# 8,192 values, those above 28 for 134 s of microseconds: one look-up instead of several, 0.4 µs of
+# 5.5 a trade.
+_UPPER = _Growing(_varint, 1 << 11)
+
+# From where on a zigzag number has such an encoding. It must be below `_END`.
+_COUNTING = (1 << 14, "{MORE[z & 16383]}{UPPER[z >> 14]}")
 _TIMES = {
-    "timestamp-millis": (
-        1 << 28,
-        1 << 42,
-        "{MORE[z & 16383]}{MORE[z >> 14 & 16383]}{LAST[z >> 28]}",
-    ),
-    "timestamp-micros": (
-        1 << 42,
-        1 << 56,
-        "{MORE[z & 16383]}{MORE[z >> 14 & 16383]}{MORE[z >> 28 & 16383]}{LAST[z >> 42]}",
-    ),
+    "timestamp-millis": _COUNTING,
+    "timestamp-micros": (1 << 28, "{MORE[z & 16383]}{MORE[z >> 14 & 16383]}{UPPER[z >> 28]}"),
 }
+_END = 1 << 56
 
 
 class SchemaError(Exception):
@@ -169,11 +181,8 @@ def _long(value: int) -> str:
         return _MORE[z & 16383] + _LAST[z >> 14]
     if z < 1 << 42:
         return f"{_MORE[z & 16383]}{_MORE[z >> 14 & 16383]}{_LAST[z >> 28]}"
-    low = f"{_MORE[z & 16383]}{_MORE[z >> 14 & 16383]}{_MORE[z >> 28 & 16383]}"
-    if z < 1 << 56:
-        return low + _LAST[z >> 42]
     if z < 1 << 64:
-        return f"{low}{_MORE[z >> 42 & 16383]}{_LAST[z >> 56]}"
+        return _varint(z)
     raise ValueError(f"{value} does not fit an Avro long")
 
 
@@ -204,7 +213,7 @@ class _Generator:
     """
 
     def __init__(self, names: dict[str, object] | None = None) -> None:
-        self.names: dict[str, object] = {"MORE": _MORE, "LAST": _LAST}
+        self.names: dict[str, object] = {"MORE": _MORE, "LAST": _LAST, "UPPER": _UPPER}
         self.names |= {"long": _long, "int_": _int}
         self.names.update(names or {})
         self._lines: list[str] = []
@@ -270,13 +279,15 @@ class _Generator:
         logical = schema.get("logicalType") if isinstance(schema, dict) else None
         if logical not in _TIMES:
             return self._piece(f"long({expression})")
-        # Times of our age are all of one length: what is known needs no call to find out.
-        low, high, encoding = _TIMES[logical]
+        return self._counting(*_TIMES[logical], expression)
+
+    def _counting(self, least: int, encoding: str, expression: str) -> str:
+        """A long whose zigzag number nearly always has that encoding, and needs no call then."""
         value, zigzag = self.fresh("v"), self.fresh("z")
         self.line(f"{value} = {expression}")
         self.line(f"{zigzag} = {value} << 1")
         text = encoding.replace("z", zigzag)
-        return self._piece(f'f"{text}" if {low} <= {zigzag} < {high} else long({value})')
+        return self._piece(f'f"{text}" if {least} <= {zigzag} < {_END} else long({value})')
 
     def _string(self, expression: str) -> str:
         text = self.fresh("s")
@@ -399,6 +410,13 @@ _SHORT = frozenset({"str(trade_id)", "price", "quantity", "multiply(price, quant
 """Texts of trades that are ASCII and not long by the time at which a record is put together (the
 product exists only of two decimal texts): not to ask again saves 0.4 µs a trade."""
 
+_TOGETHER = frozenset({"now_ms", "received_ns // 1000"})
+"""Numbers that frames which were read together have in common."""
+
+_MOST_TOGETHER = 256
+
+_NEVER_NULL = frozenset({"True", *Trade._fields[: len(Trade._fields) - len(Trade._field_defaults)]})
+
 
 def _describe(schema: Schema) -> str:
     """A type in the notation of `_Origin.type`."""
@@ -420,6 +438,7 @@ class _TradeGenerator(_Generator):
     def __init__(self, exchange: str) -> None:
         super().__init__({"EncodedTrade": EncodedTrade, "new": tuple.__new__})
         self.names |= {"multiply": multiply, "exchange": exchange, "MAX_TIME_US": MAX_TIME_US}
+        self.names["TOGETHER"] = _Growing(_long, _MOST_TOGETHER)
         self.used: set[str] = set()
 
     def field(self, record: str, path: str, field: Mapping[str, Any]) -> str:
@@ -440,8 +459,15 @@ class _TradeGenerator(_Generator):
         self.line(f"{text} = {expression}")
         return f"{{LAST[len({text}) << 1]}}{{{text}}}"
 
+    def _long(self, schema: Schema, expression: str) -> str:
+        if expression in _TOGETHER:
+            return self._piece(f"TOGETHER[{expression}]")
+        if expression in ("trade_id", "sequence"):
+            return self._counting(*_COUNTING, expression)
+        return super()._long(schema, expression)
+
     def _union(self, schema: list[Schema], expression: str, path: str) -> str:
-        if expression == "True":  # never null
+        if expression in _NEVER_NULL:
             return f"\\x02{self.value(schema[1], expression, path)}"
         return super()._union(schema, expression, path)
 
