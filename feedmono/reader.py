@@ -14,6 +14,7 @@ from pathlib import Path
 
 from feedmono import log as logs
 from feedmono import messages, ring, ring_layout, workers
+from feedmono.collector import Collector
 from feedmono.config import Config, ConnectionsConfig
 from feedmono.counters import Counters, Field
 from feedmono.exchanges import load
@@ -73,6 +74,7 @@ class Process:
         self._metadata_pulse = Pulse()
         self._sync_pulse = Pulse()
         self._running: list[tuple[threading.Thread, Connection]] = []
+        self._collector = Collector()
         """Those of the connections, ended ones among them until the next one begins."""
         self._limits = self._fitting(config.connections)
         self._linger_s = config.linger_s
@@ -174,6 +176,7 @@ class Process:
     def _tick(self) -> None:
         """Once a second or more often: shows that every thread comes round."""
         logs.tick()
+        self._collector.tick()
         self._end_patience()
         if not any(pulse.is_late for pulse in self._pulses()):
             self._counters.add(Field.READER_BEATS)

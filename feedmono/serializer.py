@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 
 from feedmono import log as logs
 from feedmono import messages, ring, workers
+from feedmono.collector import Collector
 from feedmono.config import Config
 from feedmono.counters import Counters, Field
 from feedmono.delivery.backfill import Backfill
@@ -63,6 +64,7 @@ class Process:
         self._stopping = False
         self._yielding = False
         self._tick_s = 0.0
+        self._collector = Collector()
         self._ordered = True
         self._throttle = Throttle(self._counters)
         self._wake_fd = wake_fd
@@ -273,6 +275,7 @@ class Process:
         if (now_s := time.monotonic()) >= self._tick_s:
             self._tick_s = now_s + _TICK_S
             logs.tick()
+            self._collector.tick()
 
     @contextlib.contextmanager
     def _allowed(self, seconds: float) -> Iterator[None]:

@@ -11,6 +11,7 @@ import os
 import socket
 import time
 
+from feedmono.collector import Collector
 from feedmono.config import Config
 from feedmono.log import Log
 from feedmono.web.health import Health, Judge, alive_json, alive_text, ready_json, ready_text
@@ -42,10 +43,12 @@ def main(config: Config, listener: socket.socket, beat_fd: int, log: Log) -> int
     """
     site = Site(config)
     server = Server(listener, site.respond, log)
+    collector = Collector()
     beat_s = time.monotonic()
     while True:
         if time.monotonic() >= beat_s:
             site.watch()
+            collector.tick()
             os.eventfd_write(beat_fd, 1)
             beat_s = time.monotonic() + BEAT_S
         server.turn(beat_s - time.monotonic())

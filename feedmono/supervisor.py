@@ -20,6 +20,7 @@ from functools import partial
 
 from feedmono import events, native, ring, workers
 from feedmono import log as logs
+from feedmono.collector import Collector
 from feedmono.config import Config, ConfigError, ExchangeConfig
 from feedmono.counters import Counters
 from feedmono.log import Log
@@ -88,6 +89,7 @@ class Supervisor:
             return 1
         workers.remove(self.config.state_dir / reload.FILE, self.log)
         self._store = samples.Store(self.config.state_dir, self.config.samples.keep_s, self.log)
+        self._collector = Collector()
         workers.set_title("supervisor")
         self._started_s = time.monotonic()
         ahead.make_what_workers_share(self.config)
@@ -244,6 +246,7 @@ class Supervisor:
         self._publish(state)
         self._store.add(state)
         logs.tick()
+        self._collector.tick()
         events.rotate(self.config.state_dir)
         systemd.notify(systemd.ALIVE)
         return state
