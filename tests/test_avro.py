@@ -150,6 +150,13 @@ def test_the_tables_are_the_same_whether_made_at_once_or_one_by_one(
         assert table == tuple(growing[k] for k in range(len(table))), "the second look as well"
 
 
+def test_a_growing_table_keeps_no_more_than_its_limit() -> None:
+    table = avro._Growing(avro._varint, 8)
+    for k in range(1 << 14, (1 << 14) + 100):
+        assert table[k] == table[k] == avro._varint(k)
+        assert len(table) <= 8
+
+
 def test_an_enum_takes_its_symbol_or_its_index() -> None:
     encoder = generate_encoder({"type": "enum", "name": "Side", "symbols": ["BUY", "SELL"]})
     assert encoder("SELL") == encoder(1) == b"\x02"
