@@ -4,6 +4,7 @@
    the schema: each step appends some bytes. A step takes its value from a trade (by the number of
    the field) or from what all trades of a frame share (numbers behind those of the fields). */
 
+#include "json.h"
 #include "trades.h"
 
 #define MAX_STEPS 64

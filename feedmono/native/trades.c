@@ -7,12 +7,12 @@
    A frame is a bytes object, whose last byte is followed by a NUL. No text, number or structure
    goes on over a NUL, so no function here needs to know where the frame ends. */
 
+#include "json.h"
 #include "trades.h"
 
 #define MAX_KEYS 24
 #define MAX_CHOICES 8
 #define MAX_DEPTH 16
-#define MAX_DIGITS 18
 #define SLOTS 64
 #define NAMES 1024
 
@@ -105,97 +105,6 @@ static int find(const Object *object, const char *text, Py_ssize_t size)
     return at;
 }
 
-/* --- JSON: each function returns what follows the value that begins at p */
-
-/* Printable ASCII without quotation mark and backslash: 32 characters a word. */
-static inline int is_plain(char c)
-{
-    static const uint32_t plain[8] = {0, 0xfffffffb, 0xefffffff, 0x7fffffff, 0, 0, 0, 0};
-    return plain[(unsigned char)c >> 5] >> ((unsigned char)c & 31) & 1;
-}
-
-static inline const char *skip_space(const char *p)
-{
-    while (*p == ' ' || *p == '\t' || *p == '\n' || *p == '\r')
-        p++;
-    return p;
-}
-
-static const char *skip_text(const char *p)
-{
-    if (*p++ != '"')
-        return NULL;
-    while (is_plain(*p))
-        p++;
-    return *p == '"' ? p + 1 : NULL;
-}
-
-/* Numbers with an exponent or of more digits than 64 bits take are left to the careful way. */
-static const char *skip_number(const char *p)
-{
-    const char *begin = p;
-    if (*p == '-')
-        p++;
-    p = skip_decimal(p);
-    return p != NULL && p - begin <= MAX_DIGITS ? p : NULL;
-}
-
-static const char *skip_word(const char *p, const char *word)
-{
-    size_t size = strlen(word);
-    return strncmp(p, word, size) == 0 ? p + size : NULL;
-}
-
-static const char *skip_value(const char *p, int depth);
-
-/* An object or a list, of whatever. */
-static const char *skip_group(const char *p, int depth)
-{
-    char end = *p == '{' ? '}' : ']';
-    if (depth == 0)
-        return NULL;
-    p = skip_space(p + 1);
-    if (*p == end)
-        return p + 1;
-    for (;;) {
-        if (end == '}') {
-            if ((p = skip_text(p)) == NULL)
-                return NULL;
-            p = skip_space(p);
-            if (*p++ != ':')
-                return NULL;
-            p = skip_space(p);
-        }
-        if ((p = skip_value(p, depth - 1)) == NULL)
-            return NULL;
-        p = skip_space(p);
-        if (*p == end)
-            return p + 1;
-        if (*p++ != ',')
-            return NULL;
-        p = skip_space(p);
-    }
-}
-
-static const char *skip_value(const char *p, int depth)
-{
-    switch (*p) {
-    case '"':
-        return skip_text(p);
-    case '{':
-    case '[':
-        return skip_group(p, depth);
-    case 't':
-        return skip_word(p, "true");
-    case 'f':
-        return skip_word(p, "false");
-    case 'n':
-        return skip_word(p, "null");
-    default:
-        return skip_number(p);
-    }
-}
-
 /* --- Values */
 
 static PyObject *new_text(const char *text, Py_ssize_t size)
@@ -264,25 +173,10 @@ static const char *read_quoted(const Reader *self, const char *p, Cell *cell)
     return p != NULL && *p == '"' ? p + 1 : NULL;
 }
 
-/* A number without sign, point and exponent that 63 bits can hold. */
-static const char *read_integer(const char *p, int64_t *value)
-{
-    const char *begin = p;
-    uint64_t read = 0;
-    if (p[0] == '0' && is_digit(p[1]))
-        return NULL;
-    while (is_digit(*p) && p - begin <= 19)
-        read = read * 10 + (uint64_t)(*p++ - '0');
-    if (p == begin || p - begin > 19 || read > INT64_MAX)
-        return NULL;
-    *value = (int64_t)read;
-    return p;
-}
-
 static const char *read_identity(const char *p, Cell *cell)
 {
     int64_t value;
-    if ((p = read_integer(p, &value)) != NULL)
+    if ((p = scan_integer(p, &value)) != NULL)
         put_number(cell, value);
     return p;
 }
@@ -298,7 +192,7 @@ static const char *put_time(const Reader *self, const char *end, int64_t time_us
 static const char *read_unix_time(const Reader *self, const char *p, Cell *cell)
 {
     int64_t value;
-    if ((p = read_integer(p, &value)) == NULL)
+    if ((p = scan_integer(p, &value)) == NULL)
         return NULL;
     if (value < self->first_microsecond) {
         if (value > INT64_MAX / 1000)
@@ -306,34 +200,6 @@ static const char *read_unix_time(const Reader *self, const char *p, Cell *cell)
         value *= 1000;
     }
     return put_time(self, p, value, cell);
-}
-
-/* The number that `size` digits make, -1 if there is something else. */
-static int64_t digits(const char *p, int size)
-{
-    int64_t value = 0;
-    for (int i = 0; i < size; i++) {
-        if (!is_digit(p[i]))
-            return -1;
-        value = value * 10 + (p[i] - '0');
-    }
-    return value;
-}
-
-/* Days from 1970-01-01 to a day of the Gregorian calendar, -1 if there is none or it is before:
-   the year begins in March here, so that the day of a leap year is its last. */
-static int64_t days_to(int64_t year, int64_t month, int64_t day)
-{
-    static const int lengths[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
-    if (year < 1970 || month < 1 || month > 12 || day < 1)
-        return -1;
-    int leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-    if (day > lengths[month - 1] + (month == 2 && leap))
-        return -1;
-    int64_t years = year - (month <= 2);
-    int64_t months = (month + 9) % 12;
-    int64_t in_year = (153 * months + 2) / 5 + day - 1;
-    return years * 365 + years / 4 - years / 100 + years / 400 + in_year - 719468;
 }
 
 /* "2024-05-27T12:33:10.826003Z", and no other form of it. */

@@ -105,32 +105,6 @@ static inline int integer_of(PyObject *object, int64_t *value)
     return !overflow;
 }
 
-static inline int is_digit(char c)
-{
-    return c >= '0' && c <= '9';
-}
-
-/* Behind the decimal number without sign and exponent that begins at p; NULL if none does. What
-   may not follow a number (a second digit behind a leading zero, a second point) is the
-   caller's to see. The text ends with a byte that is neither digit nor point. */
-static inline const char *skip_decimal(const char *p)
-{
-    if (*p == '0')
-        p++;
-    else if (is_digit(*p))
-        while (is_digit(*p))
-            p++;
-    else
-        return NULL;
-    if (*p != '.')
-        return p;
-    if (!is_digit(*++p))
-        return NULL;
-    while (is_digit(*p))
-        p++;
-    return p;
-}
-
 /* Makes a type, adds it to the module and keeps it in `*type`; -1 and an exception if it can't. */
 static inline int add_type(PyObject *module, PyType_Spec *spec, const char *name,
                            PyTypeObject **type)
