@@ -257,11 +257,13 @@ class Connection:
             now = self._clock()
             if self._changed.is_set:
                 self._change_symbols(life, now)
-            if session.next_poll_s() <= now:
+            poll_s = session.next_poll_s()
+            if poll_s <= now:
                 self._send_due(life, now)
+                poll_s = session.next_poll_s()
             if watch.ping_due(now):
                 wire.send(framing.PING, b"", SEND_LIMIT_S, self._ending)
-            until = min(session.next_poll_s(), watch.next_s(), life.next_s(), life.tell_s)
+            until = min(poll_s, watch.next_s(), life.next_s(), life.tell_s)
             if life.pong is not None:
                 self._send_pong(life, now)
                 until = min(until, life.pong_after_s)

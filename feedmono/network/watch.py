@@ -24,14 +24,15 @@ class Watch:
         self._trading = True
         self._heard_s = 0.0
         self._data_s = 0.0
+        self._stale_at_s = math.inf
         self._pinged = False
 
     def open(self, now: float) -> None:
         """A new connection: muteness counts from here."""
-        self.forgive(now)
         self._had_data = False
         self._expects_data = True
         self._trading = True
+        self.forgive(now)
 
     def heard(self, now: float) -> None:
         """Bytes came, whatever they were."""
@@ -40,31 +41,31 @@ class Watch:
 
     def data(self, now: float) -> None:
         """Trades came."""
-        self._data_s = now
         self._had_data = True
         self._barren = 0
+        self._begin(now)
 
     def forgive(self, now: float) -> None:
         """It was we who did not read: all limits start again."""
-        self._data_s = now
+        self._begin(now)
         self.heard(now)
 
     def set_trading(self, trading: bool, now: float) -> None:
-        if trading and not self._trading:
-            self._data_s = now
+        since_s = now if trading and not self._trading else self._data_s
         self._trading = trading
+        self._begin(since_s)
 
     def expect(self, data: bool, now: float) -> None:
         """Whether trades are to come on this connection, as it looks now."""
-        if data and not self._expects_data:
-            self._data_s = now
+        since_s = now if data and not self._expects_data else self._data_s
         self._expects_data = data
+        self._begin(since_s)
 
-    @property
-    def _stale_at_s(self) -> float:
-        if not (self._trading and self._expects_data):
-            return math.inf
-        return self._data_s + self._limit_s
+    def _begin(self, since_s: float) -> None:
+        """The wait for trades counts from there."""
+        self._data_s = since_s
+        waits = self._trading and self._expects_data
+        self._stale_at_s = since_s + self._limit_s if waits else math.inf
 
     @property
     def _limit_s(self) -> float:

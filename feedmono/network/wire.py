@@ -127,7 +127,7 @@ class Wire:
         if poll is None:
             poll = self._polls[key] = _poll_of(self._sock, self._read_events, wakes)
         number = self._sock.fileno()
-        return any(fd == number for fd, _ in poll.poll(_timeout_ms(seconds)))
+        return number in dict(poll.poll(_timeout_ms(seconds)))
 
     def read(self) -> memoryview:
         """All that has arrived, up to the buffer's size; valid until the next call. Empty: it
