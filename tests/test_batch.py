@@ -13,9 +13,9 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
+from delivery_rig import Rig
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_delivery_loop import Rig
 
 from feedmono import messages, native
 from feedmono.avro import TradeEncoder

@@ -2,179 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from delivery_rig import Rig, frame, rig
 
-from feedmono import log, messages, ring, workers
-from feedmono.config import BackfillConfig, Budget, ExchangeConfig
-from feedmono.counters import Counters, Field, Histogram
-from feedmono.delivery.backfill import Backfill
-from feedmono.delivery.coverage import News
-from feedmono.delivery.ledger import Ledger
-from feedmono.delivery.loop import Delivery, Parts
-from feedmono.delivery.normalizer import Normalizer
-from feedmono.delivery.seen import Seen
-from feedmono.exchanges import load
-from feedmono.exchanges.base import PageRequest
-from feedmono.network.metadata import CanonicalSymbols
-from feedmono.ring_layout import (
-    BINARY,
-    EVENT,
-    FRAME,
-    HEADER_BYTES,
-    PAGE,
-    Record,
-    record_bytes,
-)
-from feedmono.sinks.base import Coverage, Entry, Sink, SinkStats
+from feedmono import messages, ring, workers
+from feedmono.counters import Field, Histogram
+from feedmono.delivery.loop import Delivery
+from feedmono.ring_layout import BINARY, EVENT, FRAME, HEADER_BYTES, PAGE, Record, record_bytes
 
-BUDGET = Budget(1, "warn", 1, 30)
-NAMES = {"BTCUSDT": "BTC/USDT"}
-
-
-class ManualSink(Sink):
-    """Acknowledges when the test says so: no real sink can be held at a point like that."""
-
-    def __init__(self) -> None:
-        self.stats = SinkStats()
-        self.refused: list[tuple[int, int]] = []
-        self.stored: deque[tuple[int, int]] = deque()
-        self.coverages: list[Coverage] = []
-        self.settled = 0
-        self.taken: list[Entry] = []
-        self.room = 1_000_000
-        self.end: int | None = None
-        self.flushes = 0
-
-    def open(self) -> bool:
-        return True
-
-    def write(self, entries: Sequence[Entry]) -> int:
-        taken = entries[: max(0, self.room - len(self.taken))]
-        self.taken += taken
-        return len(taken)
-
-    def poll(self, timeout_s: float) -> int | None:
-        return self.end
-
-    def flush(self) -> None:
-        self.flushes += 1
-
-    def cover(self, coverages: Sequence[Coverage]) -> None:
-        self.coverages += coverages
-
-    def mark(self) -> Mapping[str, int]:
-        return {"taken": len(self.taken)}
-
-    def settle(self) -> None:
-        self.settled += 1
-
-    def close(self) -> None:
-        pass
-
-    def wait_s(self) -> float:
-        return 0.0
-
-    @property
-    def trouble(self) -> str:
-        return ""
-
-    def acknowledge(self, count: int) -> None:
-        """Everything up to the entry number *count* is safe."""
-        self.end = self.taken[count - 1].end
-
-
-class Rig:
-    """A ring with a writer, a serializer of an exchange's frames, and a sink by hand."""
-
-    def __init__(
-        self,
-        folder: Path,
-        window: int = 100,
-        exchange: str = "binance",
-        names: Mapping[str, str] = NAMES,
-    ) -> None:
-        self.exchange = load(exchange)
-        self.path = folder / "x.ring"
-        ring.create(self.path, 1 << 20)
-        self.writer = ring.RingWriter(self.path)
-        self.sink = ManualSink()
-        self.counters = Counters.create(folder / "counters")
-        self.config = ExchangeConfig(
-            exchange,
-            True,
-            tuple(names),
-            "",
-            "",
-            names,
-            BUDGET,
-        )
-        self.metadata = folder / "symbols.json"
-        self.canonical = CanonicalSymbols(self.config, self.metadata)
-        self.ledger_path = folder / "x.ledger"
-        self.ledger: Ledger | None = None
-        self.asked: list[PageRequest] = []
-        self.now_s = 1000.0
-        self.window = window
-        self.restart()
-
-    def restart(self) -> None:
-        """A new serializer on the ring and the ledger as they are."""
-        self.reader = ring.RingReader(self.path)
-        if self.ledger is not None:
-            self.ledger.close()
-        self.ledger = Ledger(self.ledger_path, log.get())
-        self.seen = Seen(self.ledger.copy(), 1000, self.ledger.sequence)
-        self.backfill = Backfill(
-            self.seen,
-            self.exchange,
-            BackfillConfig(86400, 1000, 60),
-            (),
-            self._ask,
-            lambda: self.now_s,
-        )
-        self.normalizer = Normalizer(
-            self.exchange, self.canonical, self.seen, self.backfill, self.counters, log.get()
-        )
-        self.parts = Parts(
-            self.normalizer, self.seen, self.backfill, self.sink, self.ledger, News(10)
-        )
-        self.loop = Delivery(self.reader, self.parts, self.counters, self.window)
-
-    def _ask(self, wish: PageRequest) -> bool:
-        self.asked.append(wish)
-        return True
-
-    def step(self) -> None:
-        """One round, with what is acknowledged in the ledger."""
-        self.loop.step(hurry=True)
-
-    def append(self, *frames: bytes, kind: int = FRAME, flags: int = 0) -> None:
-        assert self.writer.append(frames, kind, 0, 10**18, flags) == len(frames)
-
-    @property
-    def ids(self) -> list[str]:
-        """The ids of the trades that were handed over, out of their raw frames."""
-        return [str(json.loads(e.frame.payload)["data"]["t"]) for e in self.sink.taken if e.trades]
-
-
-def frame(trade_id: int, symbol: str = "BTCUSDT", price: str = "1.50") -> bytes:
-    event = {
-        "e": "trade", "E": 1, "s": symbol, "t": trade_id, "p": price, "q": "2.0",
-        "T": 1723161255342, "m": True, "M": True,
-    }  # fmt: skip
-    return json.dumps({"stream": "x@trade", "data": event}, separators=(",", ":")).encode()
-
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    made = Rig(tmp_path)
-    yield made
-    made.writer.close()
+__all__ = ["rig"]
 
 
 def test_the_cursor_moves_only_behind_acknowledgements(rig: Rig) -> None:
@@ -259,11 +97,11 @@ def test_a_batch_gives_what_its_records_give_one_by_one(rig: Rig, tmp_path: Path
         (frame(7, price="1e5"), FRAME, 0),
         (frame(5), FRAME, 0),
         (frame(8, price="no number"), FRAME, 0),
-        (frame(1, "ETHUSDT"), FRAME, 0),
+        (frame(1, symbol="ETHUSDT"), FRAME, 0),
         (b"garbage", FRAME, 0),
         (frame(9), FRAME, BINARY),
         (event, EVENT, 0),
-        (frame(2, "ETHUSDT"), FRAME, 0),
+        (frame(2, symbol="ETHUSDT"), FRAME, 0),
         (frame(9), FRAME, 0),
         (frame(10), FRAME, 0),
         (b"no page", PAGE, 0),

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from delivery_rig import Rig, frame
 from test_backfill import Rig as Asking
 from test_backfill import by_rest
-from test_delivery_loop import Rig, frame
 from test_metadata import config
 
 from feedmono import messages, workers
@@ -51,7 +51,7 @@ def stored(rig: Rig) -> list[tuple[str, int]]:
 def test_what_comes_behind_the_end_of_a_subscription_is_not_stored_and_no_hole(rig: Rig) -> None:
     put(rig, frame(1), frame(2))
     tell(rig, messages.UNSUBSCRIBED)
-    put(rig, frame(3), frame(7), frame(1, "ETHUSDT"))
+    put(rig, frame(3), frame(7), frame(1, symbol="ETHUSDT"))
     assert stored(rig) == [("BTCUSDT", 1), ("BTCUSDT", 2), ("ETHUSDT", 1)]
     assert rig.seen.symbols["BTCUSDT"].last_id == 2
     assert rig.seen.found == 0
@@ -76,10 +76,10 @@ def test_another_connection_that_still_serves_the_symbol_goes_on(rig: Rig) -> No
 def test_a_symbol_that_is_subscribed_again_is_stored_and_the_hole_tells_why(
     rig: Rig, again: str
 ) -> None:
-    put(rig, frame(1), frame(1, "ETHUSDT"))
+    put(rig, frame(1), frame(1, symbol="ETHUSDT"))
     tell(rig, messages.UNSUBSCRIBED)
     tell(rig, again)
-    put(rig, frame(5), frame(3, "ETHUSDT"))
+    put(rig, frame(5), frame(3, symbol="ETHUSDT"))
     assert stored(rig)[2:] == [("BTCUSDT", 5), ("ETHUSDT", 3)]
     (hole,) = rig.seen.symbols["BTCUSDT"].holes
     assert (hole.first_id, hole.last_id, hole.cause) == (2, 4, "unsubscribed")
