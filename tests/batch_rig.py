@@ -1,13 +1,17 @@
-"""Batches as the serializer takes them out of a ring, and what they must be the same as."""
+"""Batches as the serializer takes them out of a ring, what they must be the same as, and both ways
+of handing them to a sink."""
 
 from __future__ import annotations
 
+import random
+import string
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from frame_twins import NEEDS_NATIVE
 from kafka_rig import PARTITIONS, RECEIVED_NS, Bench, Stored, call, murmur2_partition, read_topic
 
 from feedmono import native, ring
@@ -19,6 +23,7 @@ from feedmono.exchanges import load
 from feedmono.exchanges.base import Exchange
 from feedmono.ring_layout import FRAME, Record
 from feedmono.sinks.base import Entry, Frame
+from feedmono.sinks.kafka_batch import BatchPending, HandOver
 from feedmono.trade import BUY, STREAM, Trade
 
 SYMBOLS = ("BTC/USD", "ETH/USD", "SOL/EUR", "X/EUR")
@@ -29,6 +34,11 @@ CONNECTION = 3
 CAPACITY_BYTES = 32 << 20
 BATCH_BYTES = 1 << 20
 NOW_MS = 1_732_320_000_200
+
+
+def letters(count: int) -> str:
+    """A text that no compression makes smaller by much."""
+    return "".join(random.choices(string.ascii_letters + string.digits, k=count))
 
 
 def row(symbol: str, trade_id: int) -> str:
@@ -60,9 +70,7 @@ class Feed:
         self._next_ids = dict.fromkeys(names, 1)
         self._frames = 0
         counters = Counters.create(folder / "counters")
-        path = batch_path(load("kraken"), TradeEncoder("kraken"), counters)
-        assert path is not None, "batches need the native extension"
-        self._batch_path = path
+        self._batch_path = batch_path(load("kraken"), TradeEncoder("kraken"), counters)
 
     def add(self, *symbols: str, padding: str = "") -> bytes:
         """A frame with the next trade of each of these symbols."""
@@ -81,8 +89,18 @@ class Feed:
         for i in range(count):
             self.add(*[SYMBOLS[i % len(SYMBOLS)]] * trades)
 
+    def add_all_kinds(self) -> None:
+        """Frames with one trade and with several, of one symbol and of several, padded and not."""
+        for i in range(600):
+            symbol = SYMBOLS[i % len(SYMBOLS)]
+            padding = letters((0, 0, 5, 900, 20_000)[i % 5])
+            self.add(*[symbol] * (1, 1, 3, 7)[i % 4], padding=padding)
+        self.add(*SYMBOLS)
+        self.add(*[SYMBOLS[3]] * 100, padding=letters(1))
+
     def batches(self, records: int = 250) -> Iterator[Batch]:
         """All that is there and was not taken, in batches of so many records at most."""
+        assert self._batch_path is not None, "batches need the native extension"
         while self._reader.position < self._reader.committed:
             batch = self._reader.take(
                 self._batch_path.take,
@@ -112,9 +130,34 @@ class Feed:
         reader.close()
         return [_entry(record, exchange, encoder, self._names) for record in records]
 
+    def lists(self, records: int = 250) -> Iterator[list[Entry]]:
+        """All that is in the ring, to go message by message: lists of so many entries at most."""
+        entries = self.entries()
+        for begin in range(0, len(entries), records):
+            yield entries[begin : begin + records]
+
     def close(self) -> None:
         self._writer.close()
         self._reader.close()
+
+
+@pytest.fixture
+def feed(tmp_path: Path) -> Iterator[Feed]:
+    made = Feed(tmp_path)
+    yield made
+    made.close()
+
+
+Way = Callable[[Feed], Iterator[Sequence[Entry]]]
+
+EITHER_WAY = pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param(Feed.batches, id="in batches", marks=NEEDS_NATIVE),
+        pytest.param(Feed.lists, id="message by message"),
+    ],
+)
+"""What holds of both ways through a sink."""
 
 
 def _entry(
@@ -128,21 +171,23 @@ def _entry(
     return Entry(BASE + record.end, tagged, trades[0].symbol, encoded)
 
 
-def offer(bench: Bench, offered: deque[Batch], upto: int | None = None) -> int:
-    """Hands batches over as the serializer does, until none is left or the sink takes no more, or
-    one reaches that end: how often a batch was split."""
+def offer(bench: Bench, offered: deque[Sequence[Entry]], upto: int | None = None) -> int:
+    """Hands batches or lists over as the serializer does, until none is left or the sink takes no
+    more, or one reaches that end: how often one was split."""
     splits = 0
-    while offered and (upto is None or offered[0].end <= upto):
-        batch = offered[0]
-        count = len(batch)
-        taken = bench.sink.write(batch)
+    while offered and (upto is None or offered[0][-1].end <= upto):
+        entries = offered[0]
+        taken = bench.sink.write(entries)
         if taken:
-            bench.handed = batch[taken - 1].end
-        if taken == count:
+            bench.handed = entries[taken - 1].end
+        if taken == len(entries):
             offered.popleft()
             continue
         if taken:
-            offered[0] = batch.split(taken)
+            if isinstance(entries, Batch):
+                offered[0] = entries.split(taken)
+            else:
+                offered[0] = entries[taken:]
             splits += 1
         break
     return splits
@@ -150,19 +195,20 @@ def offer(bench: Bench, offered: deque[Batch], upto: int | None = None) -> int:
 
 def deliver(
     bench: Bench,
-    batches: Iterable[Batch],
+    lists: Iterable[Sequence[Entry]],
     meanwhile: Callable[[int], None] = lambda _: None,
     limit_s: float = 60.0,
     window_bytes: int = 1 << 40,
 ) -> int:
-    """Hands over *batches* and polls until all are acknowledged; how often one was split.
+    """Hands over these batches or lists and polls until all is acknowledged; how often one was
+    split.
 
     :param meanwhile: gets the acknowledged end after each poll; `Bench.handed` tells up to which
         end all is out by then.
     :param window_bytes: how much of the ring may be out and not acknowledged.
     """
-    offered = deque(batches)
-    end, splits = offered[-1].end, 0
+    offered = deque(lists)
+    end, splits = offered[-1][-1].end, 0
     deadline = time.monotonic() + limit_s
     bench.handed = bench.sink.poll(0) or BASE
     while (done := bench.sink.poll(0.005) or BASE) != end:
@@ -171,6 +217,20 @@ def deliver(
         assert time.monotonic() < deadline, f"{done - BASE} acknowledged; {bench.sink.trouble}"
         splits += offer(bench, offered, done + window_bytes)
     return splits
+
+
+def watch_writes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Gets how many records, and messages of the next one, each hand-over has taken."""
+    told: list[tuple[int, int]] = []
+    write = HandOver.write
+
+    def told_write(self: HandOver, batch: object, at: int) -> tuple[int, int, BatchPending]:
+        done = write(self, batch, at)  # type: ignore[arg-type]
+        told.append(done[:2])
+        return done
+
+    monkeypatch.setattr(HandOver, "write", told_write)
+    return told
 
 
 # What is stored

@@ -246,3 +246,15 @@ def real_bench(
     real_kafka.continue_signal()
     if not real_kafka.running:
         real_kafka.start()
+
+
+@pytest.fixture
+def short_queue(
+    kafka: AnyKafka, registry: AnyRegistry, topic_prefix: str, tmp_path: Path
+) -> Iterator[Bench]:
+    """An open sink whose client holds ten messages at most."""
+    limit = {"queue_buffering_max_messages": "10"}
+    made = Bench(kafka, registry, topic_prefix, tmp_path / "dead", **limit)
+    made.create_topics()
+    yield made.open()
+    made.sink.close()
