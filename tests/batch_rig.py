@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from fast_path_rig import Row, frame
 from frame_twins import NEEDS_NATIVE
 from kafka_rig import PARTITIONS, RECEIVED_NS, Bench, Stored, call, murmur2_partition, read_topic
 
@@ -41,20 +42,6 @@ def letters(count: int) -> str:
     return "".join(random.choices(string.ascii_letters + string.digits, k=count))
 
 
-def row(symbol: str, trade_id: int) -> str:
-    side = "buy" if trade_id % 3 else "sell"
-    return (
-        f'{{"symbol":"{symbol}","side":"{side}","price":64000.10,"qty":0.00100000,'
-        f'"ord_type":"limit","trade_id":{trade_id},"timestamp":"2024-11-23T00:00:00.{trade_id:06}Z"}}'
-    )
-
-
-def frame(rows: Sequence[str], padding: str = "") -> bytes:
-    """A frame of Kraken's; a key that nobody knows holds the *padding*."""
-    padded = f',"padding":"{padding}"' if padding else ""
-    return f'{{"channel":"trade","type":"update","data":[{",".join(rows)}]{padded}}}'.encode()
-
-
 class Feed:
     """A ring that frames of Kraken's are written to, and the two ways to read it."""
 
@@ -76,9 +63,12 @@ class Feed:
         """A frame with the next trade of each of these symbols."""
         rows = []
         for symbol in symbols:
-            rows.append(row(symbol, self._next_ids[symbol]))
+            trade_id = self._next_ids[symbol]
+            when = f"2024-11-23T00:00:00.{trade_id:06}Z"
+            side = "buy" if trade_id % 3 else "sell"
+            rows.append(Row(trade_id, symbol, "64000.10", when, side))
             self._next_ids[symbol] += 1
-        made = frame(rows, padding)
+        made = frame(*rows, padding=padding)
         received_ns = RECEIVED_NS + self._frames
         assert self._writer.append([made], FRAME, CONNECTION, received_ns) == 1
         self._frames += 1
