@@ -121,6 +121,20 @@ def test_a_slope_is_told_from_noise() -> None:
     assert found.per_hour == pytest.approx(36, abs=4 * found.error_per_hour)
 
 
+def test_what_wanders_is_no_slope_but_a_staircase_is() -> None:
+    dice = random.Random(2)
+    growing = 0
+    for _ in range(40):
+        value, wandering = 0.0, []
+        for at in range(300):
+            value = 0.9 * value + dice.gauss(0, 1)
+            wandering.append((float(at), value))
+        growing += not run.slope(wandering).is_noise
+    # Beyond two standard errors upwards is one in forty; with independent samples it would be 12.
+    assert growing <= 4
+    assert not run.slope([(float(at), 100.0 + at // 10) for at in range(200)]).is_noise
+
+
 def test_costs_stand_side_by_side_with_their_ratio() -> None:
     own = [measured("feedmono", 500, 20_000_000), measured("feedmono", 500, 40_000_000)]
     table = tables.costs(results(own, [measured("baseline", 500, 120_000_000)]).figures)

@@ -9,6 +9,7 @@ acknowledgement: nothing flows until everything is connected.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import statistics
 import time
@@ -268,16 +269,23 @@ def _settled(handler: Feedmono, made: int) -> bool:
 
 
 def slope(points: Sequence[tuple[float, float]]) -> Slope:
-    """By least squares, of values at times in seconds. The error takes the points for independent
-    of each other; where they are not, it is too small."""
+    """By least squares, of values at times in seconds, evenly apart.
+
+    Memory moves in steps, so a sample says little that its neighbour does not: the error counts so
+    many of them as independent as their correlation leaves (lag 1; Santer et al., "Statistical
+    significance of trends", Journal of Geophysical Research 105, 2000).
+    """
     if len(points) < 3:
         return Slope(0.0, math.inf)
     times, values = zip(*points, strict=True)
     line = statistics.linear_regression(times, values)
-    rest = sum((v - line.slope * t - line.intercept) ** 2 for t, v in points)
+    rests = [v - line.slope * t - line.intercept for t, v in points]
+    squares = sum(rest * rest for rest in rests)
     mean = statistics.fmean(times)
     spread = sum((t - mean) ** 2 for t in times)
-    error = math.sqrt(rest / (len(points) - 2) / spread)
+    alike = sum(a * b for a, b in itertools.pairwise(rests)) / squares if squares else 0.0
+    alike = min(max(alike, 0.0), 1 - 1 / len(points))
+    error = math.sqrt(squares / (len(points) - 2) / spread * (1 + alike) / (1 - alike))
     return Slope(line.slope * 3600, error * 3600)
 
 

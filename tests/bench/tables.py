@@ -198,8 +198,8 @@ def soaked(soak: Soak) -> Table:
     ]
     title = f"Soak: {soak.seconds / 60:,.1f} minutes at {soak.rate:,.0f}/s"
     notes = [
-        "By least squares without the first fifth, with the slope's standard error: within noise",
-        "is what does not exceed two of them.",
+        "By least squares without the first fifth, with the slope's standard error, for which",
+        "neighbouring samples count as far as they differ. Within noise: not above two of them.",
     ]
     return Table(title, ("", "found"), rows, notes)
 
