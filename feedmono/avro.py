@@ -19,7 +19,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast, get_type_hints
 
 import fastavro
 
@@ -378,6 +378,22 @@ class _Origin(NamedTuple):
         return _MAKINGS[self.making].format(self.values)
 
 
+_OPTIONAL_TYPES: Mapping[object, str] = {
+    bool | None: "null|boolean",
+    int | None: "null|long",
+    str | None: "null|string",
+}
+
+
+def _optional(trade: type[NamedTuple]) -> dict[str, _Origin]:
+    """The fields of a trade that may be missing, as those of the same names in ``metadata``."""
+    hints = get_type_hints(trade)
+    return {
+        f"metadata.{name}": _Origin(_OPTIONAL_TYPES.get(hints[name], str(hints[name])), name)
+        for name in trade._field_defaults
+    }
+
+
 _FIELDS: Mapping[str, _Origin] = {
     "schema_version": _Origin("string", "schema_version", scope="symbol"),
     "exchange": _Origin("string", "exchange", scope="symbol"),
@@ -392,9 +408,7 @@ _FIELDS: Mapping[str, _Origin] = {
     "exchange_timestamp": _Origin("long/timestamp-millis", "time_us", "thousandth"),
     "metadata": _Origin("null|record TradeMetadata", "", "always"),
     "metadata.sequence_number": _Origin("null|long", "trade_id"),
-    "metadata.is_buyer_maker": _Origin("null|boolean", "is_buyer_maker"),
-    "metadata.buyer_order_id": _Origin("null|long", "buyer_order_id"),
-    "metadata.seller_order_id": _Origin("null|long", "seller_order_id"),
+    **_optional(Trade),
     "exchange_timestamp_us": _Origin("long/timestamp-micros", "time_us"),
     "received_timestamp_us": _Origin(
         "long/timestamp-micros", "received_ns", "thousandth", scope="frame"
@@ -402,7 +416,8 @@ _FIELDS: Mapping[str, _Origin] = {
     "origin": _Origin(f"enum {' '.join(ORIGINS)}", "origin", scope="frame"),
     "frame_sequence": _Origin("long", "sequence", scope="frame"),
 }
-"""Every field of ``schemas/trade.avsc``. A new one needs its line here; those that only change
+"""Every field of ``schemas/trade.avsc``. A new one needs its line here, unless it is one of `Trade`
+that may be missing: those are the fields of the same name in ``metadata``. Fields that only change
 with the symbol must come first in the schema."""
 
 

@@ -6,8 +6,9 @@ import copy
 import io
 import itertools
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections import namedtuple
+from collections.abc import Callable, Mapping
+from typing import Any, cast, get_type_hints
 
 import fastavro
 import pytest
@@ -25,7 +26,7 @@ from feedmono.avro import (
     load_schema,
     parse_schema,
 )
-from feedmono.trade import BUY, MAX_TRADE_ID, ORIGINS, SELL, SIDES, Trade, multiply
+from feedmono.trade import BUY, MAX_TRADE_ID, NOT_TOLD, ORIGINS, SELL, SIDES, Trade, multiply
 
 
 @pytest.fixture(params=trade_twins.TWINS, autouse=True)
@@ -340,6 +341,76 @@ def test_a_field_that_no_code_fills_is_an_error_at_the_start() -> None:
     schema["fields"].append({"name": "fee", "type": "string", "default": ""})
     with pytest.raises(SchemaError, match="a field that no code fills: fee"):
         TradeEncoder("binance", schema)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda fields: fields.append({"name": "fee", "type": ["null", "long"]}), "fee"),
+        (lambda fields: fields.pop(1), "the trade schema lacks metadata.is_buyer_maker"),
+        (
+            lambda fields: fields[1].update(type=["null", "long"]),
+            r"metadata.is_buyer_maker: it says null\|long, the code null\|boolean",
+        ),
+    ],
+)
+def test_the_metadata_are_exactly_what_a_trade_may_lack(
+    change: Callable[[list[Any]], object], message: str
+) -> None:
+    schema = load_schema("trade")
+    change(metadata_of(schema))
+    with pytest.raises(SchemaError, match=message):
+        TradeEncoder("binance", schema)
+
+
+def metadata_of(schema: Any) -> list[Any]:
+    """The fields of the trade schema's metadata."""
+    by_name = {field["name"]: field for field in schema["fields"]}
+    fields: list[Any] = by_name["metadata"]["type"][1]["fields"]
+    return fields
+
+
+@pytest.mark.parametrize(
+    ("hint", "avro_type", "values"),
+    [
+        (bool | None, "boolean", [True, False, None]),
+        (int | None, "long", [0, -1, 2**63 - 1, None]),
+        (str | None, "string", ["", "block", "é" * 9000, "x" * 9000, None]),
+    ],
+)
+def test_a_further_field_that_a_trade_may_lack_is_encoded_by_its_type(
+    hint: Any, avro_type: str, values: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    further = with_a_further_field(hint, monkeypatch)
+    schema = load_schema("trade")
+    metadata_of(schema).append({"name": "extra", "type": ["null", avro_type], "default": None})
+    encoder = TradeEncoder("binance", schema)
+    expected = [normalized(TRADE, "binance", 0, 1, 2, 3) for _ in values]
+    for record, value in zip(expected, values, strict=True):
+        record["metadata"]["extra"] = value
+    trades = cast("list[Trade]", [further(*TRADE, value) for value in values])
+    bodies = [each.body for each in encoder.encode(trades, CANONICAL, 0, 1, 2, 3)]
+    assert bodies == [fastavro_bytes(schema, record) for record in expected]
+
+
+def test_a_field_that_can_not_be_encoded_is_an_error_at_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with_a_further_field(float | None, monkeypatch)
+    schema = load_schema("trade")
+    metadata_of(schema).append({"name": "extra", "type": ["null", "double"], "default": None})
+    with pytest.raises(SchemaError, match=r"it says null\|double, the code float \| None"):
+        TradeEncoder("binance", schema)
+
+
+def with_a_further_field(hint: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Has the encoders made for trades that may have an ``extra`` as well; the type of those."""
+    further = namedtuple("further", [*Trade._fields, "extra"], defaults=[*NOT_TOLD, None])  # type: ignore[misc]
+    further.__annotations__ = {**get_type_hints(Trade), "extra": hint}
+    monkeypatch.setattr(avro, "Trade", further)
+    monkeypatch.setattr(avro, "_VALUES", (*further._fields, *avro._SHARED))
+    monkeypatch.setattr(avro, "_FIELDS", {**avro._FIELDS, **avro._optional(further)})
+    return further
 
 
 def test_a_field_of_another_type_than_the_code_gives_is_an_error_at_the_start() -> None:
