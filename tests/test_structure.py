@@ -12,6 +12,7 @@ import pytest
 
 from feedmono import config, exchanges, simulator
 from feedmono.config.keys import keys
+from feedmono.config.sinks import SINKS, SinkConfigs
 from feedmono.config.values import Choice
 from feedmono.sinks.kinds import KINDS
 
@@ -130,6 +131,15 @@ def test_every_sink_that_can_be_configured_is_one() -> None:
     choice = keys([])["sink"].kind
     assert isinstance(choice, Choice)
     assert set(choice.names) == KINDS.keys()
+
+
+def test_every_sink_has_its_configuration() -> None:
+    assert [field.name for field in dataclasses.fields(SinkConfigs)] == list(SINKS)
+    for name, (made, own) in SINKS.items():
+        assert isinstance(made, type)
+        assert dataclasses.is_dataclass(made)
+        assert {field.name for field in dataclasses.fields(made)} == own.keys()
+        assert all(key.name.startswith(f"{name}.") for key in own.values())
 
 
 def test_every_folder_of_code_is_installed() -> None:

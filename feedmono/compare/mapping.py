@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from feedmono.config import ConfigError, read_block
-from feedmono.config.keys import keys
+from feedmono.config import ConfigError, kafka, read_block
 from feedmono.config.values import (
     Choice,
     EntriesKind,
@@ -172,7 +171,6 @@ class _Words(EntriesKind):
         return text
 
 
-_PROPERTIES = keys(())["kafka.properties"].kind
 _KEYS = {
     key.name: key
     for key in (
@@ -180,7 +178,7 @@ _KEYS = {
         Key("topic", _Topic()),
         Key("bootstrap_servers", Servers()),
         Key("schema_registry_url", Url(("http", "https"), bare=False)),
-        Key("properties", _PROPERTIES),
+        Key("properties", kafka.KEYS["properties"].kind),
         Key("format", Choice(("avro", "json"))),
         *(Key(f"fields.{name}", _PlaceKind(name in _TIMES)) for name in FIELDS),
         Key("sides", _Words(SIDES)),
@@ -213,14 +211,13 @@ def load(path: Path, environ: Mapping[str, str]) -> Described:
         ]
     if mistakes:
         raise ConfigError(mistakes)
-    properties = given.get("properties")
     return Described(
         path=given.get("path"),
         topic=given.get("topic"),
         form=given.get("format", ""),
         bootstrap_servers=given.get("bootstrap_servers"),
         schema_registry_url=given.get("schema_registry_url"),
-        properties=properties and {name: each.text for name, each in properties.items()},
+        properties=given.get("properties"),
         mapping=TradeMapping(
             mapped or FEEDMONO.fields,
             {name.lower(): side for name, side in given.get("sides", FEEDMONO.sides).items()},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from feedmono.config.budget import Budget
+from feedmono.config.files import FilesConfig
+from feedmono.config.kafka import KafkaConfig
 from feedmono.config.layers import Value
 from feedmono.config.loading import DEFAULT_FILE, ConfigError, Loaded, load, read_block
 from feedmono.config.settings import (
@@ -10,9 +12,7 @@ from feedmono.config.settings import (
     Config,
     ConnectionsConfig,
     ExchangeConfig,
-    FilesConfig,
     HttpConfig,
-    KafkaConfig,
     LogConfig,
     SamplesConfig,
 )

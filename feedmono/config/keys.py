@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from feedmono.config import budget
+from feedmono.config.sinks import SINKS
 from feedmono.config.values import (
     CanonicalSymbols,
     Choice,
@@ -12,12 +13,9 @@ from feedmono.config.values import (
     Folder,
     Host,
     Key,
-    Properties,
-    Servers,
     Size,
     Switch,
     Symbols,
-    TopicPrefix,
     Url,
     Whole,
 )
@@ -29,34 +27,6 @@ _KIB = 1024
 _GIB = 1024**3
 _TIB = 1024**4
 
-
-_COMPLETE = "it belongs to the promise that no trade is lost or doubled, so it can't be changed"
-_ORDERS = "feedmono reads and confirms positions itself, so it can't be changed"
-
-# What each does: librdkafka's CONFIGURATION.md.
-_OWNED_PROPERTIES: Mapping[str, str] = {
-    "bootstrap.servers": "set kafka.bootstrap_servers",
-    "metadata.broker.list": "set kafka.bootstrap_servers",
-    "linger.ms": "set linger",
-    "queue.buffering.max.ms": "set linger",
-    "enable.idempotence": _COMPLETE,
-    "enable.gapless.guarantee": "one refused message would stop all others for good",
-    "acks": _COMPLETE,
-    "request.required.acks": _COMPLETE,
-    "retries": _COMPLETE,
-    "message.send.max.retries": _COMPLETE,
-    "message.timeout.ms": f"{_COMPLETE}: messages wait for the broker without end",
-    "delivery.timeout.ms": f"{_COMPLETE}: messages wait for the broker without end",
-    "delivery.report.only.error": "feedmono counts on the report of every message",
-    "partitioner": "keys land in the partitions where Java clients expect them",
-    "batch.size": "it follows from the topic's max.message.bytes, read at start",
-    "message.max.bytes": "it follows from the topic's max.message.bytes, read at start",
-    "allow.auto.create.topics": "feedmono creates its topics itself: kafka.partitions",
-    "transactional.id": "feedmono does not use transactions",
-    "enable.auto.commit": _ORDERS,
-    "enable.auto.offset.store": _ORDERS,
-}
-
 _GENERAL = (
     Key("state_dir", Folder(), "FEEDMONO_STATE_DIR"),
     Key("ring_dir", Folder(), "FEEDMONO_RING_DIR"),
@@ -65,7 +35,7 @@ _GENERAL = (
     Key("linger", Duration("0", "2 s"), "FEEDMONO_LINGER"),
     Key("stop_limit", Duration("0", "1 h"), "FEEDMONO_STOP_LIMIT"),
     Key("coverage_interval", Duration("100 ms", "1 h"), "FEEDMONO_COVERAGE_INTERVAL"),
-    Key("sink", Choice(("files", "kafka")), "FEEDMONO_SINK"),
+    Key("sink", Choice(tuple(SINKS)), "FEEDMONO_SINK"),
     Key("samples.keep", Duration("1 h", "3660 d"), "FEEDMONO_SAMPLES_KEEP"),
     Key("http.enabled", Switch(), "FEEDMONO_HTTP_ENABLED"),
     Key("http.host", Host(), "FEEDMONO_HTTP_HOST"),
@@ -95,22 +65,6 @@ _PER_EXCHANGE = (
     *budget.KEYS.values(),
 )
 
-_SINKS = (
-    Key("files.dir", Folder(), "FEEDMONO_FILES_DIR"),
-    Key("files.roll_interval", Duration("10 ms", "31 d"), "FEEDMONO_FILES_ROLL_INTERVAL"),
-    Key("files.roll_size", Size(_KIB, _TIB), "FEEDMONO_FILES_ROLL_SIZE"),
-    Key("files.sync_interval", Duration("0", "1 m"), "FEEDMONO_FILES_SYNC_INTERVAL"),
-    Key("kafka.bootstrap_servers", Servers(), "FEEDMONO_KAFKA_BOOTSTRAP_SERVERS"),
-    Key(
-        "kafka.schema_registry_url",
-        Url(("https", "http"), bare=False),
-        "FEEDMONO_SCHEMA_REGISTRY_URL",
-    ),
-    Key("kafka.topic_prefix", TopicPrefix(), "FEEDMONO_TOPIC_PREFIX"),
-    Key("kafka.partitions", Whole(1, 10_000), "FEEDMONO_KAFKA_PARTITIONS"),
-    Key("kafka.properties", Properties(_OWNED_PROPERTIES)),
-)
-
 
 def keys(exchanges: Iterable[str]) -> dict[str, Key]:
     """Every key by its name, for these exchanges, in the order of the default file."""
@@ -119,7 +73,8 @@ def keys(exchanges: Iterable[str]) -> dict[str, Key]:
         for exchange in exchanges
         for key in _PER_EXCHANGE
     ]
-    return {key.name: key for key in (*_GENERAL, *named, *_SINKS)}
+    of_sinks = [key for _, own in SINKS.values() for key in own.values()]
+    return {key.name: key for key in (*_GENERAL, *named, *of_sinks)}
 
 
 def variable(exchange: str, end: str) -> str:

@@ -103,7 +103,21 @@ class Layers:
 
     def entries(self, name: str) -> dict[str, Any]:
         """The effective values of a block whose names the operator chooses."""
-        return {s.entry: s.value for s in self._settings.values() if s.entry and s.key.name == name}
+        return {
+            s.entry: s.key.kind.entry(s.value)
+            for s in self._settings.values()
+            if s.entry and s.key.name == name and isinstance(s.key.kind, EntriesKind)
+        }
+
+    def fields(self, keys: Mapping[str, Key], prefix: str = "") -> dict[str, Any]:
+        """The effective values of keys, by the same names as these; *prefix* stands before the name
+        of each key."""
+        return {
+            field: self.entries(prefix + key.name)
+            if isinstance(key.kind, EntriesKind)
+            else self.value(prefix + key.name)
+            for field, key in keys.items()
+        }
 
     def effective(self) -> Iterator[tuple[str, str, Value]]:
         """Name, origin and shown value of every setting, in the order of the known keys. An

@@ -19,12 +19,11 @@ from feedmono.config.settings import (
     Config,
     ConnectionsConfig,
     ExchangeConfig,
-    FilesConfig,
     HttpConfig,
-    KafkaConfig,
     LogConfig,
     SamplesConfig,
 )
+from feedmono.config.sinks import SINKS
 from feedmono.config.text import Source, locate
 from feedmono.config.values import EntriesKind, Key, Mistake
 
@@ -282,22 +281,10 @@ def _config(layers: Layers, names: Sequence[str]) -> Config:
             max_trades=value("backfill.max_trades"),
             confirm_after_s=value("backfill.confirm_after"),
         ),
-        kafka=KafkaConfig(
-            bootstrap_servers=value("kafka.bootstrap_servers"),
-            schema_registry_url=value("kafka.schema_registry_url"),
-            topic_prefix=value("kafka.topic_prefix"),
-            partitions=value("kafka.partitions"),
-            properties={n: p.text for n, p in layers.entries("kafka.properties").items()},
-        ),
-        files=FilesConfig(
-            dir=value("files.dir"),
-            roll_interval_s=value("files.roll_interval"),
-            roll_size_bytes=value("files.roll_size"),
-            sync_interval_s=value("files.sync_interval"),
-        ),
         samples=SamplesConfig(value("samples.keep")),
         http=HttpConfig(value("http.enabled"), value("http.host"), value("http.port")),
         log=LogConfig(level=value("log.level"), format=value("log.format")),
+        **{sink: made(**layers.fields(own)) for sink, (made, own) in SINKS.items()},
     )
 
 
@@ -310,7 +297,5 @@ def _exchange(layers: Layers, name: str) -> ExchangeConfig:
         ws_url=layers.value(f"{block}.ws_url"),
         rest_url=layers.value(f"{block}.rest_url"),
         canonical_symbols=layers.entries(f"{block}.canonical_symbols"),
-        budget=budget.Budget(
-            **{name: layers.value(f"{block}.{key.name}") for name, key in budget.KEYS.items()}
-        ),
+        budget=budget.Budget(**layers.fields(budget.KEYS, f"{block}.")),
     )

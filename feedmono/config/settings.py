@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from feedmono.config.budget import Budget
+from feedmono.config.sinks import SinkConfigs
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,27 +54,6 @@ class BackfillConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class KafkaConfig:
-    bootstrap_servers: str
-    schema_registry_url: str = field(repr=False)
-    """May carry a path, and a user and password."""
-    topic_prefix: str
-    partitions: int
-    """Of the raw and the normalized topic, when feedmono creates them."""
-    properties: Mapping[str, str] = field(repr=False)
-    """Passed to librdkafka as they are; secrets among them."""
-
-
-@dataclass(frozen=True, slots=True)
-class FilesConfig:
-    dir: Path
-    roll_interval_s: float
-    roll_size_bytes: int
-    sync_interval_s: float
-    """The longest time a record waits for the fsync that acknowledges it."""
-
-
-@dataclass(frozen=True, slots=True)
 class SamplesConfig:
     keep_s: float
     """How long samples are kept, the older ones thinned."""
@@ -96,7 +76,7 @@ class LogConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Config:
+class Config(SinkConfigs):
     """The effective configuration; every path absolute, every value checked."""
 
     state_dir: Path
@@ -113,12 +93,10 @@ class Config:
     coverage_interval_s: float
     """How often a symbol's coverage is published at most while only its end moves."""
     sink: str
-    """``files`` or ``kafka``."""
+    """One of `SINKS`."""
     exchanges: Mapping[str, ExchangeConfig]
     connections: ConnectionsConfig
     backfill: BackfillConfig
-    kafka: KafkaConfig
-    files: FilesConfig
     samples: SamplesConfig
     http: HttpConfig
     log: LogConfig

@@ -235,6 +235,10 @@ class EntriesKind(Kind):
         :raises Wrong: it is not allowed.
         """
 
+    def entry(self, value: Any) -> Any:
+        """What `parse_entry` gave, as it is used."""
+        return value
+
     def is_entry(self, value: object) -> bool:
         """Whether *value* is one entry; else it is a block of entries with longer names."""
         return not isinstance(value, Mapping)
@@ -550,6 +554,10 @@ class Properties(EntriesKind):
             return Property(str(value), secret)
         # pyhocon drops the trailing zeros of a decimal number.
         raise Wrong(describe(value), "text (a decimal number in quotation marks), true or false")
+
+    def entry(self, value: Any) -> str:
+        text: str = value.text
+        return text
 
     def plain_entry(self, name: str, value: Any) -> str:
         return MASK if value.secret else mask_urls(value.text)
