@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from feedmono import exchanges, resources
 from feedmono.config import Config, ConfigError, Loaded, load
+from feedmono.config import budget as budgets
 from feedmono.config.keys import keys
 from feedmono.config.text import locate
 from feedmono.config.values import (
@@ -274,15 +275,16 @@ def test_a_new_exchange_needs_its_block_and_has_its_variables(
     error = refused(tmp_path)
     assert "no block exchanges.toy" in str(error)
     assert len(error.mistakes) == 1
-    block = """exchanges.toy {
-      enabled = true, symbols = [A], ws_url = "ws://t", rest_url = "http://t"
-      budget { cpu = 1, cpu_action = warn, memory = 1 GiB, memory_patience = 30 s }
-    }"""
-    toy = loaded(tmp_path, block, {"FEEDMONO_TOY_SYMBOLS": "B,C"}).config.exchanges["toy"]
-    assert (toy.symbols, toy.budget.cpu) == (("B", "C"), 1.0)
-    assert "no value for exchanges.toy.budget.cpu" in str(
-        refused(tmp_path, block.replace("cpu", "memory"))
-    )
+    budget = f"${{exchanges.{FIRST}.budget}}"
+    block = f"""exchanges.toy {{
+      enabled = true, symbols = [A], ws_url = "ws://t", rest_url = "http://t", budget = {budget}
+    }}"""
+    found = loaded(tmp_path, block, {"FEEDMONO_TOY_SYMBOLS": "B,C"}).config.exchanges
+    assert (found["toy"].symbols, found["toy"].budget) == (("B", "C"), found[FIRST].budget)
+    error = refused(tmp_path, block.replace(budget, "{ cpu = 1 }"))
+    lacking = {key.name for key in budgets.KEYS.values()} - {"budget.cpu"}
+    told = {f"no value for exchanges.toy.{name}" for name in lacking}
+    assert {mistake.found for mistake in error.mistakes} == told
 
 
 # --- References.
