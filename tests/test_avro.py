@@ -248,9 +248,7 @@ def normalized(
         "exchange_timestamp": trade.time_us // 1000,
         "metadata": {
             "sequence_number": trade.trade_id,
-            "is_buyer_maker": trade.is_buyer_maker,
-            "buyer_order_id": trade.buyer_order_id,
-            "seller_order_id": trade.seller_order_id,
+            **{name: getattr(trade, name) for name in Trade._field_defaults},
         },
         "exchange_timestamp_us": trade.time_us,
         "received_timestamp_us": received_ns // 1000,
