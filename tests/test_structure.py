@@ -33,7 +33,7 @@ LEVELS = [
     {"trade", "log", "resources"},
     {"native"},
     {"ring_layout"},
-    {"events", "heartbeat", "repeats"},
+    {"collector", "events", "heartbeat", "repeats"},
 ]
 
 # The standard places of third-party libraries; a folder stands for all of its files.
