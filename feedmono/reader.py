@@ -73,8 +73,8 @@ class Process:
         """The connections have ended."""
         self._metadata_pulse = Pulse()
         self._sync_pulse = Pulse()
-        self._running: list[tuple[threading.Thread, Connection]] = []
         self._collector = Collector()
+        self._running: list[tuple[threading.Thread, Connection]] = []
         """Those of the connections, ended ones among them until the next one begins."""
         self._limits = self._fitting(config.connections)
         self._linger_s = config.linger_s

@@ -27,8 +27,7 @@ def payloads(records: list[Record]) -> list[bytes]:
 
 
 def full(path: Path) -> tuple[RingWriter, RingReader, list[bytes], list[Record]]:
-    """A ring whose records, of one KiB each, were read and acknowledged: but for two, as many as
-    there can be."""
+    """A ring of 62 records of one KiB each, two fewer than it holds, all read and acknowledged."""
     ring.create(path, SMALL)
     writer, reader = RingWriter(path), RingReader(path)
     old = [bytes([number]) * FITS for number in range(62)]

@@ -110,8 +110,8 @@ class Layers:
         }
 
     def fields(self, keys: Mapping[str, Key], prefix: str = "") -> dict[str, Any]:
-        """The effective values of keys, by the same names as these; *prefix* stands before the name
-        of each key."""
+        """The effective value of each of *keys*, by the same name; *prefix* goes before that of the
+        key."""
         return {
             field: self.entries(prefix + key.name)
             if isinstance(key.kind, EntriesKind)

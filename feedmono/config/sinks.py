@@ -1,4 +1,4 @@
-"""The sinks' configurations: the one place here that knows each by name."""
+"""The sinks' configurations: where each is named."""
 
 from __future__ import annotations
 

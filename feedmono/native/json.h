@@ -1,8 +1,7 @@
 /* Scanning JSON text and the numbers in it; knows no shape and no exchange.
 
-   Each function that begins with skip_ or scan_ returns what follows the value that begins at p,
-   NULL if there is none or it is not a usual one. The text ends with a NUL, over which nothing goes
-   on. */
+   Each function but skip_space returns what follows the value that begins at p, NULL if there is
+   none or it is not a usual one. The text ends with a NUL, which none passes. */
 #ifndef FEEDMONO_NATIVE_JSON_H
 #define FEEDMONO_NATIVE_JSON_H
 
@@ -139,34 +138,6 @@ static inline const char *scan_integer(const char *p, int64_t *value)
         return NULL;
     *value = (int64_t)read;
     return p;
-}
-
-/* The number that `size` digits make, -1 if there is something else. */
-static inline int64_t digits(const char *p, int size)
-{
-    int64_t value = 0;
-    for (int i = 0; i < size; i++) {
-        if (!is_digit(p[i]))
-            return -1;
-        value = value * 10 + (p[i] - '0');
-    }
-    return value;
-}
-
-/* Days from 1970-01-01 to a day of the Gregorian calendar, -1 if there is none or it is before:
-   the year begins in March here, so that the day of a leap year is its last. */
-static inline int64_t days_to(int64_t year, int64_t month, int64_t day)
-{
-    static const int lengths[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
-    if (year < 1970 || month < 1 || month > 12 || day < 1)
-        return -1;
-    int leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-    if (day > lengths[month - 1] + (month == 2 && leap))
-        return -1;
-    int64_t years = year - (month <= 2);
-    int64_t months = (month + 9) % 12;
-    int64_t in_year = (153 * months + 2) / 5 + day - 1;
-    return years * 365 + years / 4 - years / 100 + years / 400 + in_year - 719468;
 }
 
 #endif

@@ -202,6 +202,34 @@ static const char *read_unix_time(const Reader *self, const char *p, Cell *cell)
     return put_time(self, p, value, cell);
 }
 
+/* The number that `size` digits make, -1 if there is something else. */
+static int64_t digits(const char *p, int size)
+{
+    int64_t value = 0;
+    for (int i = 0; i < size; i++) {
+        if (!is_digit(p[i]))
+            return -1;
+        value = value * 10 + (p[i] - '0');
+    }
+    return value;
+}
+
+/* Days from 1970-01-01 to a day of the Gregorian calendar, -1 if there is none or it is before:
+   the year begins in March here, so that the day of a leap year is its last. */
+static int64_t days_to(int64_t year, int64_t month, int64_t day)
+{
+    static const int lengths[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
+    if (year < 1970 || month < 1 || month > 12 || day < 1)
+        return -1;
+    int leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    if (day > lengths[month - 1] + (month == 2 && leap))
+        return -1;
+    int64_t years = year - (month <= 2);
+    int64_t months = (month + 9) % 12;
+    int64_t in_year = (153 * months + 2) / 5 + day - 1;
+    return years * 365 + years / 4 - years / 100 + years / 400 + in_year - 719468;
+}
+
 /* "2024-05-27T12:33:10.826003Z", and no other form of it. */
 static const char *read_rfc_3339(const Reader *self, const char *p, Cell *cell)
 {

@@ -284,8 +284,10 @@ def slope(points: Sequence[tuple[float, float]]) -> Slope:
     mean = statistics.fmean(times)
     spread = sum((t - mean) ** 2 for t in times)
     alike = sum(a * b for a, b in itertools.pairwise(rests)) / squares if squares else 0.0
-    alike = min(max(alike, 0.0), 1 - 1 / len(points))
-    error = math.sqrt(squares / (len(points) - 2) / spread * (1 + alike) / (1 - alike))
+    alike = min(max(alike, 0.0), 1.0)
+    # Three at least: what grows smoothly, but not in a line, is to be found.
+    independent = max(len(points) * (1 - alike) / (1 + alike), 3.0)
+    error = math.sqrt(squares / (independent - 2) / spread)
     return Slope(line.slope * 3600, error * 3600)
 
 
