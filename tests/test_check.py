@@ -181,7 +181,7 @@ def test_json_gives_values_with_their_units(tmp_path: Path) -> None:
     plain = json.loads(check.render(load(None, {}, cwd=tmp_path), "json"))
     assert set(plain) == set(keys(exchanges.names()))
     assert plain["ring_capacity"] == {"value": 64 * 2**20, "unit": "bytes", "origin": "default"}
-    assert plain["linger"] == {"value": 0.03, "unit": "s", "origin": "default"}
+    assert plain["linger"] == {"value": 0.02, "unit": "s", "origin": "default"}
     assert plain["state_dir"] == {"value": str(tmp_path / "var"), "origin": "default"}
     assert plain["kafka.properties"] == {"value": {}, "origin": "default"}
     [first, *_] = exchanges.names()

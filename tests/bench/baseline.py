@@ -255,7 +255,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("ws-url", "rest-url", "symbols", "topic", "bootstrap", "registry"):
         parser.add_argument(f"--{name}", default="")
-    parser.add_argument("--linger-ms", type=float, default=30)
+    parser.add_argument("--linger-ms", type=float, default=20)
     parser.add_argument("--folder", type=Path, help="Avro files there, instead of Kafka")
     parser.add_argument("--figures", type=Path, required=True)
     args = parser.parse_args()
