@@ -1,282 +1,98 @@
-"""Batches as the serializer takes them out of a ring, what they must be the same as, and both ways
-of handing them to a sink."""
+"""What the tests of batches share: frames of Kraken's, and one who takes batches of them out of a
+ring."""
 
 from __future__ import annotations
 
-import random
-import string
-import time
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
-from fast_path_rig import Row, frame
-from frame_twins import NEEDS_NATIVE
-from kafka_rig import PARTITIONS, RECEIVED_NS, Bench, Stored, call, murmur2_partition, read_topic
+from delivery_rig import T0_US, Rig
 
-from feedmono import native, ring
 from feedmono.avro import TradeEncoder
-from feedmono.counters import Counters
 from feedmono.delivery.fast_path import Batch, batch_path
 from feedmono.delivery.ids import Ids
 from feedmono.exchanges import load
-from feedmono.exchanges.base import Exchange
-from feedmono.ring_layout import FRAME, Record
-from feedmono.sinks.base import Entry, Frame
-from feedmono.sinks.kafka_batch import BatchPending, HandOver
-from feedmono.trade import BUY, STREAM, Trade
+from feedmono.ring_layout import FRAME
+from feedmono.sinks.base import Entry
+from feedmono.trade import Trade
 
-SYMBOLS = ("BTC/USD", "ETH/USD", "SOL/EUR", "X/EUR")
-NAMES = {symbol: symbol for symbol in SYMBOLS}
-BASE = 1 << 33
-"""What the entries' ends count from."""
-CONNECTION = 3
-CAPACITY_BYTES = 32 << 20
-BATCH_BYTES = 1 << 20
-NOW_MS = 1_732_320_000_200
+RECEIVED_NS = T0_US * 1000 + 7_000_500
+NOW_NS = RECEIVED_NS + 12_345_678
+NAMES = {"BTC/USD": "BTC/USD", "ETH/USD": "ETH/USD", "X/Y": "X/Y"}
 
 
-def letters(count: int) -> str:
-    """A text that no compression makes smaller by much."""
-    return "".join(random.choices(string.ascii_letters + string.digits, k=count))
+class Row(NamedTuple):
+    """One trade of a Kraken frame."""
+
+    trade_id: int
+    symbol: str = "BTC/USD"
+    price: str = "61837.5"
+    time: str = "2024-08-08T23:54:15.342000Z"
+    side: str = "sell"
 
 
-class Feed:
-    """A ring that frames of Kraken's are written to, and the two ways to read it."""
+def frame(*rows: Row, kind: str = "update", more: str = "", padding: str = "") -> bytes:
+    """A frame of Kraken's; *more* is text between its outer keys, the *padding* is that of a key
+    behind them that nobody knows."""
+    trades = ",".join(
+        f'{{"symbol":"{row.symbol}","side":"{row.side}","price":{row.price},"qty":0.00010000,'
+        f'"ord_type":"market","trade_id":{row.trade_id},"timestamp":"{row.time}"}}'
+        for row in rows
+    )
+    padded = f',"padding":"{padding}"' if padding else ""
+    return f'{{"channel":"trade",{more}"type":"{kind}","data":[{trades}]{padded}}}'.encode()
 
-    def __init__(self, folder: Path, names: dict[str, str] = NAMES) -> None:
-        self._path = folder / "ring"
-        ring.create(self._path, CAPACITY_BYTES)
-        self._writer = ring.RingWriter(self._path)
-        self._reader = ring.RingReader(self._path)
-        self._names = names
-        self._symbols = {
-            symbol: Ids(Trade(symbol, 0, "1", "1", BUY, RECEIVED_NS // 2000)) for symbol in names
-        }
-        self._next_ids = dict.fromkeys(names, 1)
-        self._frames = 0
-        counters = Counters.create(folder / "counters")
-        self._batch_path = batch_path(load("kraken"), TradeEncoder("kraken"), counters)
 
-    def add(self, *symbols: str, padding: str = "") -> bytes:
-        """A frame with the next trade of each of these symbols."""
-        rows = []
-        for symbol in symbols:
-            trade_id = self._next_ids[symbol]
-            when = f"2024-11-23T00:00:00.{trade_id:06}Z"
-            side = "buy" if trade_id % 3 else "sell"
-            rows.append(Row(trade_id, symbol, "64000.10", when, side))
-            self._next_ids[symbol] += 1
-        made = frame(*rows, padding=padding)
-        received_ns = RECEIVED_NS + self._frames
-        assert self._writer.append([made], FRAME, CONNECTION, received_ns) == 1
-        self._frames += 1
-        return made
-
-    def add_many(self, count: int, trades: int = 1) -> None:
-        """So many frames, whose symbols take turns."""
-        for i in range(count):
-            self.add(*[SYMBOLS[i % len(SYMBOLS)]] * trades)
-
-    def add_all_kinds(self) -> None:
-        """Frames with one trade and with several, of one symbol and of several, padded and not."""
-        for i in range(600):
-            symbol = SYMBOLS[i % len(SYMBOLS)]
-            padding = letters((0, 0, 5, 900, 20_000)[i % 5])
-            self.add(*[symbol] * (1, 1, 3, 7)[i % 4], padding=padding)
-        self.add(*SYMBOLS)
-        self.add(*[SYMBOLS[3]] * 100, padding=letters(1))
-
-    def batches(self, records: int = 250) -> Iterator[Batch]:
-        """All that is there and was not taken, in batches of so many records at most."""
-        assert self._batch_path is not None, "batches need the native extension"
-        while self._reader.position < self._reader.committed:
-            batch = self._reader.take(
-                self._batch_path.take,
-                records,
-                BATCH_BYTES,
-                BASE,
-                self._names,
-                self._symbols,
-                NOW_MS,
-            )
-            assert batch is not None, "a frame that is not usual"
-            yield batch
-
-    def forget(self) -> None:
-        """Makes room for more in the ring."""
-        self._reader.acknowledge(self._reader.position)
-
-    def entries(self) -> list[Entry]:
-        """What Python makes of all that is in the ring."""
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(native, "trades", None)
-            exchange, encoder = load("kraken"), TradeEncoder("kraken")
-        reader = ring.RingReader(self._path)
-        records = []
-        while more := reader.read(10_000, CAPACITY_BYTES):
-            records += more
-        reader.close()
-        return [_entry(record, exchange, encoder, self._names) for record in records]
-
-    def lists(self, records: int = 250) -> Iterator[list[Entry]]:
-        """All that is in the ring, to go message by message: lists of so many entries at most."""
-        entries = self.entries()
-        for begin in range(0, len(entries), records):
-            yield entries[begin : begin + records]
-
-    def close(self) -> None:
-        self._writer.close()
-        self._reader.close()
+def next_to(*frames: bytes) -> dict[str, Ids]:
+    """What was seen before these frames."""
+    known: dict[str, Ids] = {}
+    decode = load("kraken").decode
+    for payload in frames:
+        for trade in decode(payload).trades:
+            known.setdefault(trade.symbol, Ids(trade._replace(trade_id=trade.trade_id - 1)))
+    return known
 
 
 @pytest.fixture
-def feed(tmp_path: Path) -> Iterator[Feed]:
-    made = Feed(tmp_path)
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    made = Rig(tmp_path, exchange="kraken", names=NAMES)
     yield made
-    made.close()
+    made.writer.close()
 
 
-Way = Callable[[Feed], Iterator[Sequence[Entry]]]
+class Taker:
+    """Takes batches out of a rig's ring."""
 
-EITHER_WAY = pytest.mark.parametrize(
-    "way",
-    [
-        pytest.param(Feed.batches, id="in batches", marks=NEEDS_NATIVE),
-        pytest.param(Feed.lists, id="message by message"),
-    ],
-)
-"""What holds of both ways through a sink."""
+    def __init__(self, rig: Rig, known: dict[str, Ids]) -> None:
+        path = batch_path(load("kraken"), TradeEncoder("kraken"), rig.counters)
+        assert path is not None
+        self.path, self.reader, self.known = path, rig.reader, known
 
+    def take(self, room: int = 1000, max_bytes: int = 1 << 20) -> Batch | None:
+        now_ms = NOW_NS // 1_000_000
+        return self.reader.take(self.path.take, room, max_bytes, 0, NAMES, self.known, now_ms)
 
-def _entry(
-    record: Record, exchange: Exchange, encoder: TradeEncoder, names: dict[str, str]
-) -> Entry:
-    trades, origin, problems = exchange.decode(record.payload)
-    assert (origin, problems) == (STREAM, ())
-    place = (STREAM, record.received_ns, record.sequence, NOW_MS)
-    encoded = encoder.encode(trades, names, *place)
-    tagged = Frame(record.payload, record.connection, record.sequence, record.received_ns, STREAM)
-    return Entry(BASE + record.end, tagged, trades[0].symbol, encoded)
+    def taken(self) -> Batch:
+        batch = self.take()
+        assert batch is not None
+        return batch
 
 
-def offer(bench: Bench, offered: deque[Sequence[Entry]], upto: int | None = None) -> int:
-    """Hands batches or lists over as the serializer does, until none is left or the sink takes no
-    more, or one reaches that end: how often one was split."""
-    splits = 0
-    while offered and (upto is None or offered[0][-1].end <= upto):
-        entries = offered[0]
-        taken = bench.sink.write(entries)
-        if taken:
-            bench.handed = entries[taken - 1].end
-        if taken == len(entries):
-            offered.popleft()
-            continue
-        if taken:
-            if isinstance(entries, Batch):
-                offered[0] = entries.split(taken)
-            else:
-                offered[0] = entries[taken:]
-            splits += 1
-        break
-    return splits
+def append(rig: Rig, *frames: bytes, kind: int = FRAME, flags: int = 0) -> None:
+    assert rig.writer.append(frames, kind, 3, RECEIVED_NS, flags) == len(frames)
 
 
-def deliver(
-    bench: Bench,
-    lists: Iterable[Sequence[Entry]],
-    meanwhile: Callable[[int], None] = lambda _: None,
-    limit_s: float = 60.0,
-    window_bytes: int = 1 << 40,
-) -> int:
-    """Hands over these batches or lists and polls until all is acknowledged; how often one was
-    split.
-
-    :param meanwhile: gets the acknowledged end after each poll; `Bench.handed` tells up to which
-        end all is out by then.
-    :param window_bytes: how much of the ring may be out and not acknowledged.
-    """
-    offered = deque(lists)
-    end, splits = offered[-1][-1].end, 0
-    deadline = time.monotonic() + limit_s
-    bench.handed = bench.sink.poll(0) or BASE
-    while (done := bench.sink.poll(0.005) or BASE) != end:
-        meanwhile(done)
-        assert done <= bench.handed
-        assert time.monotonic() < deadline, f"{done - BASE} acknowledged; {bench.sink.trouble}"
-        splits += offer(bench, offered, done + window_bytes)
-    return splits
+def ids_of(batch: Sequence[Entry]) -> list[int]:
+    """The trade ids of all frames."""
+    decode = load("kraken").decode
+    return [t.trade_id for entry in batch for t in decode(entry.frame.payload).trades]
 
 
-def watch_writes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Gets how many records, and messages of the next one, each hand-over has taken."""
-    told: list[tuple[int, int]] = []
-    write = HandOver.write
-
-    def told_write(self: HandOver, batch: object, at: int) -> tuple[int, int, BatchPending]:
-        done = write(self, batch, at)  # type: ignore[arg-type]
-        told.append(done[:2])
-        return done
-
-    monkeypatch.setattr(HandOver, "write", told_write)
-    return told
+def rows(payload: bytes) -> list[Trade]:
+    """The trades of a frame."""
+    return list(load("kraken").decode(payload).trades)
 
 
-# What is stored
-
-
-def wire_prefix(bench: Bench) -> bytes:
-    """What stands before each trade, as the registry tells it."""
-    subject = f"{bench.config.schema_registry_url}/subjects/{bench.trades}-value"
-    number: int = call("GET", f"{subject}/versions/latest")["id"]
-    return b"\0" + number.to_bytes(4, "big")
-
-
-def raw_messages(entries: Iterable[Entry]) -> list[Stored]:
-    """The raw topic's messages of these entries, in their order."""
-    found = []
-    for entry in entries:
-        key = (entry.symbol or "").encode()
-        headers = {"frame": entry.frame.tag.encode()}
-        partition = murmur2_partition(key, PARTITIONS)
-        found.append(Stored(partition, key, entry.frame.payload, headers))
-    return found
-
-
-def trade_messages(entries: Iterable[Entry], prefix: bytes) -> list[Stored]:
-    """The trades topic's messages of these entries, in their order."""
-    found = []
-    for entry in entries:
-        for symbol, body in entry.trades:
-            key = symbol.encode()
-            partition = murmur2_partition(key, PARTITIONS)
-            found.append(Stored(partition, key, prefix + body, {}))
-    return found
-
-
-def by_key(messages: Iterable[Stored]) -> dict[bytes | None, list[Stored]]:
-    found = defaultdict(list)
-    for message in messages:
-        found[message.key].append(message)
-    return found
-
-
-def _unordered(messages: Iterable[Stored]) -> list[Stored]:
-    return sorted(messages, key=lambda message: (message.value, str(message.headers)))
-
-
-def assert_same(stored: list[Stored], expected: list[Stored], ordered: bool = True) -> None:
-    """Each is stored exactly once, and, unless told otherwise, in the order of its key."""
-    assert len(stored) == len(expected)
-    if ordered:
-        assert by_key(stored) == by_key(expected)
-    else:
-        assert _unordered(stored) == _unordered(expected)
-
-
-def assert_stored(bench: Bench, entries: Sequence[Entry], ordered: bool = True) -> None:
-    """The topics hold these entries and nothing else."""
-    trades = trade_messages(entries, wire_prefix(bench))
-    assert_same(read_topic(bench.kafka, bench.trades), trades, ordered)
-    assert_same(read_topic(bench.kafka, bench.raw), raw_messages(entries), ordered)
+ONE_BY_ONE = [frame(Row(11)), frame(Row(7, "ETH/USD")), frame(Row(12, price="0.5"))]

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_rig import Feed, feed
+from batch_rig import NAMES, NOW_NS, ONE_BY_ONE, Row, Taker, append, frame, next_to, rig, rows
 from delivery_rig import Rig
-from fast_path_rig import NAMES, NOW_NS, ONE_BY_ONE, Row, Taker, append, frame, next_to, rig, rows
 from frame_twins import NEEDS_NATIVE
+from kafka_batch_rig import Feed, feed
 
 from feedmono import native
 from feedmono.avro import TradeEncoder

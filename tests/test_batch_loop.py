@@ -6,8 +6,8 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from batch_rig import NOW_NS, Row, Taker, append, frame, ids_of, next_to, rig, rows
 from delivery_rig import Rig
-from fast_path_rig import NOW_NS, Row, Taker, append, frame, ids_of, next_to, rig, rows
 from frame_twins import NEEDS_NATIVE
 
 from feedmono.counters import BOUNDS_US, Field, Histogram

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from batch_rig import NAMES, NOW_NS, Row, append, frame, rig
 from delivery_rig import Rig
-from fast_path_rig import NAMES, NOW_NS, Row, append, frame, rig
 from frame_twins import NEEDS_NATIVE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

@@ -6,8 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from delivery_rig import T0_US, Rig
-from fast_path_rig import (
+from batch_rig import (
     NAMES,
     NOW_NS,
     ONE_BY_ONE,
@@ -21,6 +20,7 @@ from fast_path_rig import (
     rig,
     rows,
 )
+from delivery_rig import T0_US, Rig
 from frame_twins import NEEDS_NATIVE
 
 from feedmono import messages

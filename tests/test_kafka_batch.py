@@ -11,7 +11,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from batch_rig import (
+from broker import Kafka, eventually
+from frame_twins import NEEDS_NATIVE
+from kafka_batch_rig import (
     SYMBOLS,
     Feed,
     assert_stored,
@@ -23,8 +25,6 @@ from batch_rig import (
     watch_writes,
     wire_prefix,
 )
-from broker import Kafka, eventually
-from frame_twins import NEEDS_NATIVE
 from kafka_rig import AnyRegistry, Bench, bench, read_topic, real_bench, short_queue
 
 from feedmono.sinks.kafka_batch import BatchPending

@@ -6,18 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from batch_rig import (
-    EITHER_WAY,
-    Feed,
-    Way,
-    assert_same,
-    assert_stored,
-    deliver,
-    feed,
-    raw_messages,
-    trade_messages,
-    wire_prefix,
-)
 from broker import Kafka, eventually
 from confluent_kafka import KafkaError
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
@@ -29,6 +17,18 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourceType,
 )
 from frame_twins import NEEDS_NATIVE
+from kafka_batch_rig import (
+    EITHER_WAY,
+    Feed,
+    Way,
+    assert_same,
+    assert_stored,
+    deliver,
+    feed,
+    raw_messages,
+    trade_messages,
+    wire_prefix,
+)
 from kafka_rig import PARTITIONS, Bench, bench, read_topic, real_bench
 
 from feedmono.config import KafkaConfig

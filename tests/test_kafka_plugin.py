@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from batch_rig import Feed, assert_stored, deliver, feed
 from broker import Kafka, eventually
 from confluent_kafka import cimpl
 from frame_twins import NEEDS_NATIVE
+from kafka_batch_rig import Feed, assert_stored, deliver, feed
 from kafka_rig import PARTITIONS, AnyKafka, AnyRegistry, Bench, bench, real_bench
 
 from feedmono import log, native

@@ -8,7 +8,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from batch_rig import (
+from frame_twins import NEEDS_NATIVE
+from kafka_batch_rig import (
     EITHER_WAY,
     NAMES,
     SYMBOLS,
@@ -23,7 +24,6 @@ from batch_rig import (
     watch_writes,
     wire_prefix,
 )
-from frame_twins import NEEDS_NATIVE
 from kafka_rig import RECEIVED_NS, Bench, bench, entry, read_topic, real_bench
 
 from feedmono import log
