@@ -3,8 +3,8 @@
 CPython keeps freed tuples for the next of their size, up to 2,000 of each, and gives them back in
 full collections only. A tuple made of a generator is allocated for ten items and freed as one of
 fewer, so each adds one to those that are kept: up to 3 MiB a process within hours. What was frozen
-before the fork is not looked at, so a collection takes well under a millisecond; some, where a whole
-window waits in objects of Python.
+before the fork is not looked at, so a collection takes well under a millisecond; some, where a
+whole window waits in objects of Python.
 
 Source: ``_PyTuple_ClearFreeList`` in Objects/tupleobject.c, ``clear_freelists`` in
 Modules/gcmodule.c, CPython 3.11.
