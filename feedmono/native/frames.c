@@ -348,7 +348,8 @@ read_records(PyObject *Py_UNUSED(module), PyObject *args)
         return NULL;
     PyTypeObject *record_type = (PyTypeObject *)type;
     if (!PyType_IsSubtype(record_type, &PyTuple_Type) ||
-        record_type->tp_basicsize != PyTuple_Type.tp_basicsize) {
+        record_type->tp_basicsize != PyTuple_Type.tp_basicsize ||
+        record_type->tp_dictoffset != 0) { /* from 3.12 on a dict is not part of the size */
         PyErr_SetString(PyExc_TypeError, "record_type must be a named tuple");
         goto release;
     }
